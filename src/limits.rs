@@ -1,0 +1,31 @@
+//! Every bound that is this library's and not the format's, with the abuse it stops.
+
+/// Largest log read, in bytes. A header may claim 4 GiB; scanning and overlaying it would take that much memory.
+pub const MAX_LOG_LEN: u32 = 1 << 30;
+
+/// Largest metadata region, in bytes. Bounds what opening a hostile file can make us read.
+pub const MAX_METADATA_REGION_LEN: u32 = 128 << 20;
+
+/// Largest total of system or of user metadata items, in bytes.
+pub const MAX_METADATA_CATEGORY_LEN: u64 = 40 << 20;
+
+/// Most user metadata items (§2.6.1: 1024).
+pub const MAX_USER_ITEMS: usize = 1024;
+
+/// Largest BAT region, in bytes: exactly what 64 TiB with 1 MiB blocks needs.
+pub const MAX_BAT_REGION_LEN: u32 = 513 << 20;
+
+/// Largest file, in bytes. A FileOffsetMB or a log target beyond it is a file-growth attack.
+pub const MAX_FILE_LEN: u64 = 256 << 40;
+
+/// Most locator entries. The count is 16 bits wide; five are written by Windows.
+pub const MAX_LOCATOR_ENTRIES: u16 = 256;
+
+/// Longest path in a locator, in UTF-16 code units (the limit of Windows).
+pub const MAX_PATH_UNITS: usize = 32_767;
+
+/// Default and largest chain depth. Bounds open files and recursion through hostile parents.
+pub const MAX_CHAIN_DEPTH: usize = 256;
+
+/// Most directory entries looked at while searching a directory for a parent or for children.
+pub const MAX_SCANNED_ENTRIES: usize = 100_000;

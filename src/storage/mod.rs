@@ -1,0 +1,184 @@
+//! Where bytes are kept: positional, thread-safe I/O on one file, and the few directory operations chains need.
+//!
+//! Knows nothing of VHDX. [`FileSystem`] is the only way this library reaches a file, so that a caller (or a test) can
+//! put every layer somewhere else. Requests are whole or an error; interrupted calls are retried by the back end;
+//! everything else is reported once with its errno kept.
+
+use std::any::Any;
+use std::fmt::Debug;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Why a flush is made: one name for each place in docs/durability.md where something must be stable before the next
+/// step. Real storage ignores it; the crash tests take each away in turn and must then fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Barrier {
+    /// The first header copy of an update, before the second is overwritten.
+    HeaderFirst,
+    /// The second header copy of an update, before anything the header announces.
+    HeaderSecond,
+    /// The empty entry that starts a log sequence, before the header names it.
+    LogStart,
+    /// Payload (and applied metadata) before the log entry that makes it reachable.
+    BeforeLogEntry,
+    /// The log entry itself: the commit point.
+    LogEntry,
+    /// Logged metadata at its final place, before the header denies the log.
+    BeforeLogClear,
+    /// Replayed metadata at its final place, before the header denies the log.
+    Replayed,
+    /// In-place payload on a caller's flush, when no metadata is dirty.
+    Payload,
+    /// A new file, before it gets its name.
+    NewFile,
+    /// A moved structure (BAT region) at its new place, before the log entry that switches to it.
+    Moved,
+}
+
+impl Barrier {
+    /// Every barrier.
+    pub const ALL: &'static [Barrier] = &[
+        Barrier::HeaderFirst,
+        Barrier::HeaderSecond,
+        Barrier::LogStart,
+        Barrier::BeforeLogEntry,
+        Barrier::LogEntry,
+        Barrier::BeforeLogClear,
+        Barrier::Replayed,
+        Barrier::Payload,
+        Barrier::NewFile,
+        Barrier::Moved,
+    ];
+}
+
+/// How [`Storage::copy_range_from`] may move the bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CopyMethod {
+    /// Share the extents (FICLONERANGE); fails with `EOPNOTSUPP`, `EXDEV` or `EINVAL` where the file system cannot.
+    Reflink,
+    /// Let the kernel copy (copy_file_range); fails likewise where it cannot.
+    Offload,
+}
+
+/// What others may do with a file while it is open here. The byte ranges locked are QEMU's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LockMode {
+    /// Nothing held.
+    None,
+    /// Consistent read: readers are welcome, writers are not.
+    Read,
+    /// Read, write and resize: other consistent readers and writers are refused.
+    Write,
+}
+
+/// Identity of an open file: equal exactly when two paths lead to the same file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct FileId(pub u64, pub u64);
+
+/// One open file. All methods may be called from many threads at once.
+pub trait Storage: Send + Sync + Debug {
+    /// Reads exactly `buf.len()` bytes at `file_offset`; a range past the end is `UnexpectedEof`.
+    fn read_at(&self, buf: &mut [u8], file_offset: u64) -> io::Result<()>;
+
+    /// Writes all of `buf` at `file_offset`, growing the file when needed. Not durable until [`Storage::flush`].
+    fn write_at(&self, buf: &[u8], file_offset: u64) -> io::Result<()>;
+
+    /// Length in bytes.
+    fn len(&self) -> io::Result<u64>;
+
+    /// Sets the length; new bytes read as zeros on storage where [`Storage::grows_with_zeros`] is true.
+    fn set_len(&self, len: u64) -> io::Result<()>;
+
+    /// Makes all completed writes and the length durable. A failed flush is never retried.
+    fn flush(&self, barrier: Barrier) -> io::Result<()>;
+
+    /// Makes the range, which lies inside the file, read as zeros, by the cheapest means.
+    fn zero_range(&self, file_offset: u64, len: u64) -> io::Result<()>;
+
+    /// Gives the space of the range back if the storage can; it reads as zeros or as before. Never an error that
+    /// matters: callers ignore the result.
+    fn release_range(&self, file_offset: u64, len: u64) -> io::Result<()>;
+
+    /// Copies `len` bytes from `source` without passing them through this process. `Err` with `EOPNOTSUPP` (or what the
+    /// kernel gave) when impossible; the destination may then be partly written and the caller copies it by hand.
+    fn copy_range_from(
+        &self,
+        source: &dyn Storage,
+        source_offset: u64,
+        file_offset: u64,
+        len: u64,
+        method: CopyMethod,
+    ) -> io::Result<()> {
+        let _ = (source, source_offset, file_offset, len, method);
+        Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
+    }
+
+    /// The next range at or after `file_offset` that may hold anything but zeros, clipped to `end`; `None` when all of
+    /// `[file_offset, end)` is known to be zeros. Storage that cannot tell returns the whole range.
+    fn next_data(&self, file_offset: u64, end: u64) -> io::Result<Option<std::ops::Range<u64>>> {
+        Ok((file_offset < end).then_some(file_offset..end))
+    }
+
+    /// Whether bytes gained by [`Storage::set_len`] or by writing past the end are zeros (false on block devices).
+    fn grows_with_zeros(&self) -> bool {
+        true
+    }
+
+    /// Bytes free for this file to grow into, if known.
+    fn available_space(&self) -> io::Result<Option<u64>> {
+        Ok(None)
+    }
+
+    /// Changes what is locked; `EAGAIN` when another open file stands against it. Never waits.
+    fn lock(&self, mode: LockMode) -> io::Result<()>;
+
+    /// Identity of the file, `None` where the back end has none.
+    fn id(&self) -> Option<FileId>;
+
+    /// The file descriptor, for back ends that have one.
+    fn as_raw_fd(&self) -> Option<i32> {
+        None
+    }
+
+    /// For back ends that recognise their own kind in [`Storage::copy_range_from`].
+    fn as_any(&self) -> &dyn Any;
+}
+
+/// How a file is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// For reading only.
+    Read,
+    /// For reading and writing.
+    Write,
+}
+
+/// Opens and names files. Paths are the host's.
+pub trait FileSystem: Send + Sync + Debug {
+    /// Opens an existing file. Refuses what is neither a regular file nor a block device (`EINVAL`), without blocking.
+    fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn Storage>>;
+
+    /// Like [`FileSystem::open`] for reading, and the file must lie beneath `root` however links lead (`EXDEV` or
+    /// `ELOOP` when not).
+    fn open_beneath(&self, root: &Path, path: &Path) -> io::Result<Arc<dyn Storage>>;
+
+    /// Creates a file that must not exist (`EEXIST`), for reading and writing.
+    fn create_new(&self, path: &Path) -> io::Result<Arc<dyn Storage>>;
+
+    /// Renames without ever replacing (`EEXIST`).
+    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()>;
+
+    /// Removes a file's name.
+    fn remove(&self, path: &Path) -> io::Result<()>;
+
+    /// Makes completed creations, renames and removals in `dir` durable.
+    fn sync_dir(&self, dir: &Path) -> io::Result<()>;
+
+    /// The names in `dir`, in no order; at most `limit` of them.
+    fn list(&self, dir: &Path, limit: usize) -> io::Result<Vec<PathBuf>>;
+
+    /// The absolute path with links resolved, for recording in a locator and comparing directories.
+    fn absolute(&self, path: &Path) -> io::Result<PathBuf>;
+}
