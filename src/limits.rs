@@ -29,3 +29,6 @@ pub const MAX_CHAIN_DEPTH: usize = 256;
 
 /// Most directory entries looked at while searching a directory for a parent or for children.
 pub const MAX_SCANNED_ENTRIES: usize = 100_000;
+
+/// Default for the memory a chain may keep in BAT, bitmap and map pages, in bytes.
+pub const DEFAULT_META_CACHE: u64 = 32 << 20;

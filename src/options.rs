@@ -1,0 +1,252 @@
+//! What callers can choose. Every struct has defaults that are right for a person at a prompt; [`schema`] lists the
+//! string keys under which the C ABI, the nbdkit plugin and the command line offer the same choices.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::guid::Guid;
+use crate::storage::{FileSystem, OsFileSystem};
+
+/// What to do with a log that holds updates not yet applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LogPolicy {
+    /// Replay into the file when it is opened for writing, in memory when for reading.
+    #[default]
+    Auto,
+    /// Replay in memory; the disk is read-only.
+    Memory,
+    /// Replay into the file, also when the disk is then only read.
+    Replay,
+    /// Fail with `LogReplayRequired`.
+    Refuse,
+}
+
+/// When a write becomes durable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CacheMode {
+    /// On flush, or on a write with FUA.
+    #[default]
+    Writeback,
+    /// Before the write returns.
+    Writethrough,
+    /// Whenever the operating system likes: flushes do nothing. For scratch data only.
+    Unsafe,
+}
+
+/// What a [`Resolver`] is asked: which file is the parent of this one?
+#[derive(Debug, Clone)]
+pub struct ParentQuery {
+    /// The child's path.
+    pub child: PathBuf,
+    /// The data write GUID the parent must have.
+    pub linkage: Guid,
+    /// The parent locator's entries, decoded for display.
+    pub entries: Vec<(String, String)>,
+}
+
+/// Answers where a parent is before the library looks for it; `None` leaves it to the library.
+pub type Resolver = Arc<dyn Fn(&ParentQuery) -> Option<PathBuf> + Send + Sync>;
+
+/// How to open a disk and its parents.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct OpenOptions {
+    /// Open the leaf for reading only. Nothing is ever written to any file.
+    pub read_only: bool,
+    /// Look for parents. Without them absent data reads as zeros, and the disk is read-only.
+    pub parents: bool,
+    /// Directories searched for parents by name and then by identity.
+    pub search: Vec<PathBuf>,
+    /// Parents must lie beneath this directory.
+    pub parent_root: Option<PathBuf>,
+    /// Windows prefixes ("C:", "\\\\server\\share") and the host directories that stand for them.
+    pub drive_map: Vec<(String, PathBuf)>,
+    /// Accept parents whose data write GUID does not match. Only with an explicit list of layers.
+    pub ignore_id_mismatch: bool,
+    /// Most layers in a chain, at most 256.
+    pub max_depth: usize,
+    /// What to do with a dirty log.
+    pub log: LogPolicy,
+    /// Lock the files against other programs.
+    pub lock: bool,
+    /// How long to wait for a lock.
+    pub lock_timeout: Duration,
+    /// When writes become durable.
+    pub cache: CacheMode,
+    /// Bytes of BAT, bitmap and map pages kept in memory for each chain; pages beyond it are dropped and read again.
+    pub meta_cache_size: u64,
+    /// Asked first where each parent is.
+    pub resolver: Option<Resolver>,
+    /// Where files are.
+    pub file_system: Arc<dyn FileSystem>,
+}
+
+impl Default for OpenOptions {
+    fn default() -> Self {
+        OpenOptions {
+            read_only: false,
+            parents: true,
+            search: Vec::new(),
+            parent_root: None,
+            drive_map: Vec::new(),
+            ignore_id_mismatch: false,
+            max_depth: crate::limits::MAX_CHAIN_DEPTH,
+            log: LogPolicy::Auto,
+            lock: true,
+            lock_timeout: Duration::ZERO,
+            cache: CacheMode::Writeback,
+            meta_cache_size: crate::limits::DEFAULT_META_CACHE,
+            resolver: None,
+            file_system: Arc::new(OsFileSystem),
+        }
+    }
+}
+
+impl OpenOptions {
+    /// Defaults: read and write, parents found by the locator, locked.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Defaults, for reading only.
+    pub fn read_only() -> Self {
+        OpenOptions { read_only: true, ..Self::default() }
+    }
+
+    /// The same with another [`FileSystem`].
+    pub fn on(mut self, file_system: Arc<dyn FileSystem>) -> Self {
+        self.file_system = file_system;
+        self
+    }
+}
+
+/// The three types of virtual disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiskType {
+    /// Every block has its place in the file from the start.
+    Fixed,
+    /// Blocks are allocated when first written.
+    #[default]
+    Dynamic,
+    /// Holds what changed since its parent.
+    Differencing,
+}
+
+/// What to create. Zero and `None` mean the default.
+#[derive(Clone)]
+#[non_exhaustive]
+pub struct CreateOptions {
+    /// Type; `Differencing` needs `parent`.
+    pub disk_type: DiskType,
+    /// Virtual size in bytes, a multiple of the logical sector size. For a differencing disk 0 means the parent's.
+    pub size: u64,
+    /// Payload block size in bytes: a power of two, 1 MiB to 256 MiB. Default 32 MiB dynamic, 2 MiB others.
+    pub block_size: u32,
+    /// 512 or 4096; default 512, or the parent's.
+    pub logical_sector_size: u32,
+    /// 512 or 4096; default 4096, or the parent's.
+    pub physical_sector_size: u32,
+    /// Log size in bytes, a multiple of 1 MiB; default 1 MiB.
+    pub log_size: u32,
+    /// The parent of a differencing disk.
+    pub parent: Option<PathBuf>,
+    /// Virtual disk ID (SCSI page 83); default random, or the parent's.
+    pub id: Option<Guid>,
+    /// How the parent is opened; `file_system` is also where the new file goes.
+    pub open: OpenOptions,
+}
+
+impl Default for CreateOptions {
+    fn default() -> Self {
+        CreateOptions {
+            disk_type: DiskType::Dynamic,
+            size: 0,
+            block_size: 0,
+            logical_sector_size: 0,
+            physical_sector_size: 0,
+            log_size: 0,
+            parent: None,
+            id: None,
+            open: OpenOptions::default(),
+        }
+    }
+}
+
+/// How to take a checkpoint.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct CheckpointOptions {
+    /// Block size of the new leaf in bytes; 0 for 2 MiB.
+    pub block_size: u32,
+}
+
+/// How the bytes of a merge travel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum MergeMode {
+    /// Reflink where the file system can, else copy; consume when copying would not fit.
+    #[default]
+    Auto,
+    /// Copy, keeping the child whole until the end.
+    Copy,
+    /// Share extents; fails with `Unsupported` where the file system cannot.
+    Reflink,
+    /// Release the child's blocks as soon as the parent's copies are durable: needs next to no free space.
+    Consume,
+}
+
+/// How to merge.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct MergeOptions {
+    /// How the bytes travel.
+    pub mode: MergeMode,
+    /// Bytes per second at most; 0 for no limit.
+    pub rate: u64,
+    /// Remove the merged files when done.
+    pub unlink: bool,
+    /// Look in the directories of the files involved (and `search`) for other children, and point the children of the
+    /// merged layer to the target.
+    pub relink: bool,
+    /// Go on although the target has other children, which become unusable.
+    pub orphan_siblings: bool,
+    /// Read the target back and compare before anything is removed.
+    pub verify: bool,
+}
+
+impl Default for MergeOptions {
+    fn default() -> Self {
+        MergeOptions {
+            mode: MergeMode::Auto,
+            rate: 0,
+            unlink: true,
+            relink: true,
+            orphan_siblings: false,
+            verify: false,
+        }
+    }
+}
+
+/// How far a long operation is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Progress {
+    /// Bytes dealt with.
+    pub done: u64,
+    /// Bytes to deal with, as far as known; never shrinks below `done`.
+    pub total: u64,
+}
+
+/// Called now and then by long operations; returning `false` cancels.
+pub type ProgressFn<'a> = &'a mut dyn FnMut(Progress) -> bool;
+
+/// Flags of [`crate::Chain::zero`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ZeroFlags {
+    /// Space may be released.
+    pub may_unmap: bool,
+    /// Durable before the call returns.
+    pub fua: bool,
+    /// Fail with `NotFast`, having done nothing, unless changing metadata is enough.
+    pub fast: bool,
+}
