@@ -111,13 +111,28 @@ impl OpenOptions {
 
     /// Defaults, for reading only.
     pub fn read_only() -> Self {
-        OpenOptions { read_only: true, ..Self::default() }
+        OpenOptions {
+            read_only: true,
+            ..Self::default()
+        }
     }
 
     /// The same with another [`FileSystem`].
     pub fn on(mut self, file_system: Arc<dyn FileSystem>) -> Self {
         self.file_system = file_system;
         self
+    }
+}
+
+impl std::fmt::Debug for OpenOptions {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("OpenOptions")
+            .field("read_only", &self.read_only)
+            .field("parents", &self.parents)
+            .field("log", &self.log)
+            .field("cache", &self.cache)
+            .field("file_system", &self.file_system)
+            .finish_non_exhaustive()
     }
 }
 

@@ -4,6 +4,17 @@
 //! put every layer somewhere else. Requests are whole or an error; interrupted calls are retried by the back end;
 //! everything else is reported once with its errno kept.
 
+#[cfg(feature = "test-support")]
+pub mod crash;
+#[cfg(feature = "test-support")]
+pub mod fault;
+mod file;
+mod memory;
+mod sys;
+
+pub use file::{FileStorage, OsFileSystem};
+pub use memory::MemoryFileSystem;
+
 use std::any::Any;
 use std::fmt::Debug;
 use std::io;
@@ -78,6 +89,7 @@ pub enum LockMode {
 pub struct FileId(pub u64, pub u64);
 
 /// One open file. All methods may be called from many threads at once.
+#[allow(clippy::len_without_is_empty)] // an empty disk image is nothing anybody asks for
 pub trait Storage: Send + Sync + Debug {
     /// Reads exactly `buf.len()` bytes at `file_offset`; a range past the end is `UnexpectedEof`.
     fn read_at(&self, buf: &mut [u8], file_offset: u64) -> io::Result<()>;
@@ -129,6 +141,11 @@ pub trait Storage: Send + Sync + Debug {
     /// Bytes free for this file to grow into, if known.
     fn available_space(&self) -> io::Result<Option<u64>> {
         Ok(None)
+    }
+
+    /// Bytes the file takes on its file system, if known.
+    fn allocated(&self) -> Option<u64> {
+        None
     }
 
     /// Changes what is locked; `EAGAIN` when another open file stands against it. Never waits.

@@ -1,0 +1,157 @@
+//! The layers of a chain at one moment, and reading through them.
+
+use std::sync::Arc;
+
+use super::map::{Below, CompositeMap};
+use crate::error::{IoContext, PathContext, Result};
+use crate::format::bat::PayloadState;
+use crate::image::lookup::Source;
+use crate::image::{Image, Shared};
+
+/// An immutable list of layers, leaf first, and what is known about the ones below the leaf. Replaced as a whole when
+/// layers change; requests in flight finish on the one they began with.
+#[derive(Debug)]
+pub(crate) struct Snapshot {
+    pub(crate) layers: Vec<Arc<Image>>,
+    pub(crate) map: CompositeMap,
+}
+
+/// The layer that decides a range, and how.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Walk {
+    pub(crate) len: u64,
+    pub(crate) layer: usize,
+    pub(crate) source: Source,
+}
+
+impl Snapshot {
+    pub(crate) fn new(layers: Vec<Arc<Image>>, shared: &Shared) -> Self {
+        let size = layers.first().map_or(0, |leaf| leaf.virtual_size());
+        let below = layers.get(1..).unwrap_or_default();
+        let map = CompositeMap::new(size, below, shared.budget.clone());
+        Snapshot { layers, map }
+    }
+
+    pub(crate) fn leaf(&self) -> &Arc<Image> {
+        &self.layers[0]
+    }
+
+    /// Where the first bytes of a range come from, and how many of them share it.
+    fn resolve(&self, offset: u64, len: u64) -> Result<(u64, Below)> {
+        let leaf = self.leaf();
+        let found = leaf.lookup(offset, len).at(leaf.name())?;
+        match found.source {
+            Source::Data { file_offset } => Ok((found.len, Below::Data { layer: 0, file_offset })),
+            Source::Transparent if self.layers.len() > 1 => self.map.lookup(&self.layers, offset, found.len),
+            _ => Ok((found.len, Below::Zero)),
+        }
+    }
+
+    /// Reads the disk. The range is inside it. One read per run that is contiguous in a file; no allocation.
+    pub(crate) fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.read_runs(buf, offset, |offset, len| self.resolve(offset, len))
+    }
+
+    /// Reads the disk as of `layer`. Bytes behind the end of that layer are the caller's to exclude.
+    pub(crate) fn read_layer(&self, layer: usize, buf: &mut [u8], offset: u64) -> Result<()> {
+        if layer == 0 {
+            return self.read(buf, offset);
+        }
+        self.read_runs(buf, offset, |offset, len| {
+            let found = walk(&self.layers, layer, offset, len)?;
+            Ok((
+                found.len,
+                match found.source {
+                    Source::Data { file_offset } => Below::Data {
+                        layer: found.layer,
+                        file_offset,
+                    },
+                    _ => Below::Zero,
+                },
+            ))
+        })
+    }
+
+    fn read_runs(
+        &self,
+        mut buf: &mut [u8],
+        offset: u64,
+        resolve: impl Fn(u64, u64) -> Result<(u64, Below)>,
+    ) -> Result<()> {
+        let mut at = offset;
+        let mut next = if buf.is_empty() {
+            None
+        } else {
+            Some(resolve(at, buf.len() as u64)?)
+        };
+        while let Some((mut len, below)) = next.take() {
+            // Join what is one sequence in the same file, whatever the blocks.
+            while len < buf.len() as u64 {
+                let (more, after) = resolve(at + len, buf.len() as u64 - len)?;
+                let joins = match (below, after) {
+                    (Below::Zero, Below::Zero) => true,
+                    (
+                        Below::Data { layer, file_offset },
+                        Below::Data {
+                            layer: l,
+                            file_offset: f,
+                        },
+                    ) => layer == l && file_offset + len == f,
+                    _ => false,
+                };
+                if !joins {
+                    next = Some((more, after));
+                    break;
+                }
+                len += more;
+            }
+            let (part, rest) = buf.split_at_mut(len as usize);
+            match below {
+                Below::Zero => part.fill(0),
+                Below::Data { layer, file_offset } => {
+                    let image = &self.layers[layer];
+                    image
+                        .view()
+                        .read_at(part, file_offset)
+                        .context(|| format!("read {len} bytes at file offset {file_offset:#x}"))
+                        .at(image.name())
+                        .map_err(|e| e.with_layer(layer))?;
+                }
+            }
+            buf = rest;
+            at += len;
+        }
+        Ok(())
+    }
+}
+
+/// Asks `layers[from..]` in turn who decides the first bytes of a range. A layer that ends before `offset` hides what
+/// is below it: a parent shorter than its child reads as zeros there.
+pub(crate) fn walk(layers: &[Arc<Image>], from: usize, offset: u64, max: u64) -> Result<Walk> {
+    let mut len = max;
+    let last = layers.len() - 1;
+    for (layer, image) in layers.iter().enumerate().skip(from) {
+        let size = image.virtual_size();
+        if offset >= size {
+            let source = Source::Zero(PayloadState::NotPresent);
+            return Ok(Walk { len, layer, source });
+        }
+        let found = image
+            .lookup(offset, len.min(size - offset))
+            .at(image.name())
+            .map_err(|e| e.with_layer(layer))?;
+        len = found.len;
+        if found.source != Source::Transparent {
+            return Ok(Walk {
+                len,
+                layer,
+                source: found.source,
+            });
+        }
+    }
+    Ok(Walk {
+        len,
+        layer: last,
+        source: Source::Transparent,
+    })
+}

@@ -1,0 +1,370 @@
+//! Changes of a file's shape: metadata items, the parent locator, the virtual size (docs/durability.md "Metadata
+//! items", "Grow"). The caller is the only user of the image meanwhile, except for [`Image::set_locator`].
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::commit::pages_of;
+use super::front::Front;
+use super::paged::{PAGE_BYTES, PAGE_WORDS};
+use super::write::DirtyPage;
+use super::{Image, WriteMode};
+use crate::error::{Error, ErrorKind, IoContext, PathContext, Result};
+use crate::format::bat::{PayloadEntry, PayloadState};
+use crate::format::locator::Locator;
+use crate::format::metadata::{self, Item, MetadataTable};
+use crate::format::region::{self, RegionTable};
+use crate::log::ring::PageBytes;
+use crate::options::LogPolicy;
+use crate::storage::Barrier;
+use crate::units::{align_down, BatIndex, BatSlot, Geometry, LOG_SECTOR, MIB};
+
+/// A new state of the metadata region in preparation.
+struct Edit {
+    table: MetadataTable,
+    region_length: u32,
+    writes: Vec<(u32, Vec<u8>)>,
+}
+
+impl Edit {
+    /// Replaces or adds an item. Where it is, if it fits there.
+    fn put(&mut self, item: Item, bytes: Vec<u8>) -> Result<()> {
+        let length = u32::try_from(bytes.len())
+            .ok()
+            .filter(|&length| u64::from(length) <= MIB)
+            .ok_or_else(|| Error::new(ErrorKind::Argument, "a metadata item is larger than 1 MiB"))?;
+        let known = self
+            .table
+            .items
+            .iter()
+            .position(|i| i.id == item.id && i.is_user == item.is_user);
+        let offset = match known.map(|at| self.table.items.remove(at)) {
+            Some(old) if length <= old.length => old.offset,
+            _ => self.table.free_range(length, self.region_length).ok_or_else(|| {
+                Error::new(
+                    ErrorKind::NoSpace,
+                    "the metadata region has no room for an item of this size",
+                )
+            })?,
+        };
+        self.table.items.push(Item {
+            offset: if length == 0 { 0 } else { offset },
+            length,
+            ..item
+        });
+        if length != 0 {
+            self.writes.push((offset, bytes));
+        }
+        Ok(())
+    }
+}
+
+impl Image {
+    /// Replaces the parent locator, durably. What the disk reads as does not change, nor does its DataWriteGuid.
+    pub(crate) fn set_locator(&self, locator: &Locator) -> Result<()> {
+        let item = Item {
+            id: metadata::PARENT_LOCATOR,
+            offset: 0,
+            length: 0,
+            is_user: false,
+            is_virtual_disk: false,
+            is_required: true,
+        };
+        let mut edit = self.edit();
+        edit.put(item, locator.encode())?;
+        self.stage_edit(edit, Vec::new(), WriteMode::File).at(self.name())?;
+        self.metadata.lock().items.locator = Some(locator.clone());
+        self.commit()
+    }
+
+    /// The items that belong to the virtual disk and not to the file, with their content.
+    pub(crate) fn virtual_disk_items(&self) -> Result<Vec<(Item, Vec<u8>)>> {
+        let items: Vec<Item> = self.metadata.lock().table.items.clone();
+        items
+            .into_iter()
+            .filter(|item| item.is_virtual_disk)
+            .map(|item| {
+                let mut bytes = vec![0; item.length as usize];
+                if item.length != 0 {
+                    self.read_metadata(&mut bytes, self.regions.metadata().offset + u64::from(item.offset))?;
+                }
+                Ok((item, bytes))
+            })
+            .collect()
+    }
+
+    /// Makes the virtual disk items those of another image: size, identity, sector size and what users attached, in
+    /// one log entry. The size does not grow by this (see [`Image::grow`]). The image must be opened anew afterwards.
+    pub(crate) fn replace_virtual_disk_items(&self, items: Vec<(Item, Vec<u8>)>) -> Result<()> {
+        let mut edit = self.edit();
+        edit.table.items.retain(|old| {
+            !old.is_virtual_disk
+                || items
+                    .iter()
+                    .any(|(new, _)| (new.id, new.is_user) == (old.id, old.is_user))
+        });
+        for (item, bytes) in items {
+            edit.put(item, bytes)?;
+        }
+        self.stage_edit(edit, Vec::new(), WriteMode::Data).at(self.name())?;
+        self.commit()
+    }
+
+    fn edit(&self) -> Edit {
+        Edit {
+            table: self.metadata.lock().table.clone(),
+            region_length: self.regions.metadata().length,
+            writes: Vec::new(),
+        }
+    }
+
+    /// Stages every 4 KiB page that the edit changes, with `more`, as one log entry.
+    fn stage_edit(&self, edit: Edit, more: Vec<(u64, PageBytes)>, mode: WriteMode) -> Result<()> {
+        let base = self.regions.metadata().offset;
+        let mut pages: BTreeMap<u64, PageBytes> = more.into_iter().collect();
+        let mut patch = |mut at: u64, mut bytes: &[u8]| -> Result<()> {
+            while !bytes.is_empty() {
+                let page_at = align_down(at, LOG_SECTOR);
+                let within = (at - page_at) as usize;
+                let len = bytes.len().min(LOG_SECTOR as usize - within);
+                let page = match pages.entry(page_at) {
+                    std::collections::btree_map::Entry::Occupied(known) => known.into_mut(),
+                    std::collections::btree_map::Entry::Vacant(new) => new.insert(self.metadata_page(page_at)?),
+                };
+                page[within..within + len].copy_from_slice(&bytes[..len]);
+                (at, bytes) = (at + len as u64, &bytes[len..]);
+            }
+            Ok(())
+        };
+        for (offset, bytes) in &edit.writes {
+            patch(base + u64::from(*offset), bytes)?;
+        }
+        for (at, page) in pages_of(base, &edit.table.encode()) {
+            if self.metadata_page(at)? != page {
+                patch(at, &page)?;
+            }
+        }
+        self.stage(pages.into_iter().collect(), mode)?;
+        self.metadata.lock().table = edit.table;
+        Ok(())
+    }
+
+    /// A page of region table or metadata as it will be once everything staged is in place.
+    fn metadata_page(&self, at: u64) -> Result<PageBytes> {
+        if let Some(writer) = &self.writer {
+            let meta = writer.meta.lock();
+            if let Some(DirtyPage::Raw(bytes)) = meta.dirty.get(&at) {
+                return Ok(**bytes);
+            }
+            if let Some(bytes) = meta.in_flight.get(&at).or_else(|| meta.unapplied.get(&at)) {
+                return Ok(**bytes);
+            }
+        }
+        let mut page = [0; LOG_SECTOR as usize];
+        self.view
+            .read_at(&mut page, at)
+            .context(|| format!("read metadata at file offset {at:#x}"))?;
+        Ok(page)
+    }
+
+    fn read_metadata(&self, mut buf: &mut [u8], mut at: u64) -> Result<()> {
+        while !buf.is_empty() {
+            let page = self.metadata_page(align_down(at, LOG_SECTOR))?;
+            let within = (at % LOG_SECTOR) as usize;
+            let len = buf.len().min(page.len() - within);
+            let (part, rest) = buf.split_at_mut(len);
+            part.copy_from_slice(&page[within..within + len]);
+            (buf, at) = (rest, at + len as u64);
+        }
+        Ok(())
+    }
+
+    /// Makes the disk `size` bytes long, the new range reading as zeros whatever a parent holds there. The image must
+    /// be opened anew afterwards ([`Image::reopen`]).
+    pub(crate) fn grow(&self, size: u64) -> Result<()> {
+        self.grow_inner(size).at(self.name())
+    }
+
+    fn grow_inner(&self, size: u64) -> Result<()> {
+        let writer = self.writer()?;
+        let old = *self.geometry();
+        let new = Geometry::new(
+            size,
+            old.block_size() as u32,
+            old.sector_size() as u32,
+            old.is_differencing(),
+            self.regions.metadata().offset,
+        )?;
+        self.ensure_mode(WriteMode::Data)?;
+        self.ensure_space(writer)?;
+        self.zero_last_block_tail()?;
+        // From here on the BAT is changed as raw pages: nothing of it may be newer in memory.
+        self.clean_keeping_mode()?;
+        let mut edit = self.edit();
+        let mut pages = Vec::new();
+        if new.bat_region_len() > u64::from(self.regions.bat().length) {
+            pages = self.move_bat(&old, &new)?;
+        } else {
+            self.initialise_entries(&old, &new)?;
+        }
+        let item = edit.table.find(metadata::VIRTUAL_DISK_SIZE).copied();
+        let item = item.ok_or_else(|| Error::new(ErrorKind::Bug, "an open disk has no size item"))?;
+        edit.put(item, size.to_le_bytes().to_vec())?;
+        // ORDER: entries beyond the size mean nothing; size and, if it moved, the BAT's place change in one log entry.
+        self.stage_edit(edit, pages, WriteMode::Data)?;
+        self.commit()
+    }
+
+    /// The bytes of the last block behind the end of the disk may hold anything; they are about to become visible.
+    fn zero_last_block_tail(&self) -> Result<()> {
+        let geometry = self.geometry();
+        let block = geometry.block_of(geometry.virtual_size() - 1);
+        let len = geometry.block_len(block);
+        let tail = geometry.block_size() - len;
+        if tail == 0 {
+            return Ok(());
+        }
+        let entry = self.payload(block)?;
+        match entry.state {
+            PayloadState::FullyPresent => {
+                let at = entry.file_offset + len;
+                self.storage
+                    .zero_range(at, tail)
+                    .context(|| format!("write at file offset {at:#x}"))?;
+                self.commit_after_payload()
+            }
+            PayloadState::PartiallyPresent => {
+                // Bits beyond the disk mean nothing until the size changes.
+                self.write_beyond_end(block, len, tail)?;
+                self.commit()
+            }
+            PayloadState::NotPresent if geometry.is_differencing() => {
+                self.write_beyond_end(block, len, tail)?;
+                self.commit()
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What an entry of the grown BAT is at first: a parent may reach further than this disk did.
+    fn initial_entry(geometry: &Geometry, index: u64) -> u64 {
+        match geometry.slot(BatIndex(index)) {
+            BatSlot::Payload(block) if geometry.is_differencing() && block.0 < geometry.block_count() => PayloadEntry {
+                state: PayloadState::Zero,
+                file_offset: 0,
+            }
+            .encode(),
+            _ => 0,
+        }
+    }
+
+    /// Slots that mean nothing at the old size may hold anything. The one of the old last chunk's bitmap is kept.
+    fn is_new_entry(old: &Geometry, index: u64) -> bool {
+        match old.slot(BatIndex(index)) {
+            BatSlot::Payload(block) => block.0 >= old.block_count(),
+            BatSlot::Bitmap(chunk) => !old.is_differencing() || chunk.0 >= old.chunk_count(),
+        }
+    }
+
+    /// The region is large enough: the new entries are logged in as many log entries as it takes.
+    fn initialise_entries(&self, old: &Geometry, new: &Geometry) -> Result<()> {
+        let first = old.payload_index(old.block_of(old.virtual_size() - 1)).0 + 1;
+        let bat_offset = self.regions.bat().offset;
+        for page in first / PAGE_WORDS..new.bat_entries().div_ceil(PAGE_WORDS) {
+            let at = bat_offset + page * PAGE_BYTES as u64;
+            let before = self.metadata_page(at)?;
+            let mut bytes = before;
+            for (i, raw) in bytes.chunks_exact_mut(8).enumerate() {
+                let index = page * PAGE_WORDS + i as u64;
+                if index < new.bat_entries() && Self::is_new_entry(old, index) {
+                    raw.copy_from_slice(&Self::initial_entry(new, index).to_le_bytes());
+                }
+            }
+            if bytes != before {
+                self.stage(vec![(at, bytes)], WriteMode::Data)?;
+            }
+        }
+        self.commit()
+    }
+
+    /// Writes the grown BAT to a new place and returns the region table pages that refer to it.
+    fn move_bat(&self, old: &Geometry, new: &Geometry) -> Result<Vec<(u64, PageBytes)>> {
+        let writer = self.writer()?;
+        self.ensure_space(writer)?;
+        let place = self.take_space(writer, new.bat_region_len())?;
+        if !place.zeroed {
+            self.storage
+                .zero_range(place.file_offset, place.len)
+                .context(|| format!("write at file offset {:#x}", place.file_offset))?;
+        }
+        let mut first = 0;
+        while first < new.bat_entries() {
+            let count = (MIB / 8).min(new.bat_entries() - first);
+            let mut bytes = vec![0; count as usize * 8];
+            let known = (count * 8).min(u64::from(self.regions.bat().length).saturating_sub(first * 8)) as usize;
+            if known > 0 {
+                let at = self.regions.bat().offset + first * 8;
+                self.view
+                    .read_at(&mut bytes[..known], at)
+                    .context(|| format!("read the BAT at file offset {at:#x}"))?;
+            }
+            for (i, raw) in bytes.chunks_exact_mut(8).enumerate() {
+                let index = first + i as u64;
+                if index >= old.bat_entries() || Self::is_new_entry(old, index) {
+                    raw.copy_from_slice(&Self::initial_entry(new, index).to_le_bytes());
+                }
+            }
+            if bytes.iter().any(|&b| b != 0) {
+                let at = place.file_offset + first * 8;
+                self.storage
+                    .write_at(&bytes, at)
+                    .context(|| format!("write the BAT at file offset {at:#x}"))?;
+            }
+            first += count;
+        }
+        // ORDER: the new BAT is durable before the log entry that makes it the BAT.
+        self.storage
+            .flush(Barrier::Moved)
+            .context(|| "make the moved BAT durable".into())?;
+        let regions = self
+            .regions
+            .regions
+            .iter()
+            .map(|r| match r.guid == region::BAT {
+                true => region::Region {
+                    offset: place.file_offset,
+                    length: place.len as u32,
+                    ..*r
+                },
+                false => *r,
+            })
+            .collect();
+        let bytes = RegionTable::new(regions).encode();
+        let mut pages = Vec::new();
+        for copy in region::OFFSETS {
+            for (at, page) in pages_of(copy, &bytes) {
+                if self.metadata_page(at)? != page {
+                    pages.push((at, page));
+                }
+            }
+        }
+        Ok(pages)
+    }
+
+    /// Closes the file cleanly and opens it as it now is. Announcements already made in the headers stay made.
+    pub(crate) fn reopen(self: &Arc<Image>) -> Result<Arc<Image>> {
+        let mode = self.header.lock().mode;
+        self.clean()?;
+        let front = Front::read(self.storage.clone(), LogPolicy::Auto, true).at(self.name())?;
+        let image = Image::new(front, self.name(), self.shared(), true);
+        image.header.lock().mode = mode;
+        Ok(Arc::new(image))
+    }
+
+    pub(crate) fn clean_keeping_mode(&self) -> Result<()> {
+        let mode = self.header.lock().mode;
+        self.clean()?;
+        self.header.lock().mode = mode;
+        Ok(())
+    }
+}

@@ -1,0 +1,104 @@
+//! Who else depends on the files of a merge: found by looking into the directories involved.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::chain::locate::{directory, is_vhdx};
+use crate::chain::Chain;
+use crate::error::{Error, ErrorKind, Result};
+use crate::guid::Guid;
+use crate::image::front::Front;
+use crate::image::Image;
+use crate::limits;
+use crate::options::LogPolicy;
+use crate::storage::Access;
+
+/// A differencing disk outside the chain.
+#[derive(Debug, Clone)]
+pub(super) struct Relative {
+    pub(super) path: PathBuf,
+    linkage: Guid,
+    linkage2: Option<Guid>,
+}
+
+/// The differencing disks near the files of the merge that are not in the chain.
+#[derive(Debug, Default)]
+pub(super) struct Family {
+    relatives: Vec<Relative>,
+}
+
+impl Family {
+    /// Looks into the directories of `layers` and those the caller searches.
+    pub(super) fn find(chain: &Chain, layers: &[Arc<Image>]) -> Family {
+        let fs = &*chain.options().file_system;
+        let mut directories: Vec<PathBuf> = Vec::new();
+        let named = layers.iter().map(|image| directory(image.name()));
+        for dir in named.chain(chain.options().search.iter().cloned()) {
+            let dir = fs.absolute(&dir).unwrap_or(dir);
+            if !directories.contains(&dir) {
+                directories.push(dir);
+            }
+        }
+        let in_chain: Vec<_> = chain.current().layers.iter().filter_map(|l| l.storage().id()).collect();
+        let mut seen = Vec::new();
+        let mut family = Family::default();
+        for dir in directories {
+            for path in fs.list(&dir, limits::MAX_SCANNED_ENTRIES).unwrap_or_default() {
+                let Ok(storage) = fs.open(&path, Access::Read) else {
+                    continue;
+                };
+                let id = storage.id();
+                if id.is_some_and(|id| in_chain.contains(&id) || seen.contains(&id)) || !is_vhdx(&*storage) {
+                    continue;
+                }
+                seen.extend(id);
+                let Ok(front) = Front::read(storage, LogPolicy::Memory, false) else {
+                    continue;
+                };
+                if let Some((linkage, linkage2)) = front.linkage() {
+                    family.relatives.push(Relative {
+                        path,
+                        linkage,
+                        linkage2,
+                    });
+                }
+            }
+        }
+        family
+    }
+
+    /// Children of the disk with this identity.
+    pub(super) fn children_of(&self, parent: Guid) -> impl Iterator<Item = &Relative> {
+        self.relatives.iter().filter(move |r| r.linkage == parent)
+    }
+
+    /// Children of `target` that an earlier run of this merge took over from `merged`: they say so in linkage2.
+    pub(super) fn taken_over(&self, target: Guid, merged: Guid) -> impl Iterator<Item = &Relative> {
+        self.children_of(target).filter(move |r| r.linkage2 == Some(merged))
+    }
+
+    /// Refuses when the merge would make files outside the chain unusable: other children of the target, and of the
+    /// layers between it and the top.
+    pub(super) fn check(&self, target: &Image, inner: &[Arc<Image>], merged: Guid) -> Result<()> {
+        let of_target = self
+            .children_of(target.data_write_guid())
+            .filter(|r| r.linkage2 != Some(merged));
+        let of_inner = inner.iter().flat_map(|image| self.children_of(image.data_write_guid()));
+        let orphans: Vec<String> = of_target.chain(of_inner).map(|r| format!("{:?}", r.path)).collect();
+        if orphans.is_empty() {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::HasChildren,
+            format!("other disks depend on the files to be merged: {}", orphans.join(", ")),
+        )
+        .with_path(target.name())
+        .with_hint("delete or merge those first; siblings=orphan goes on and makes them unusable"))
+    }
+}
+
+impl Relative {
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+}

@@ -1,0 +1,438 @@
+//! Merging layers into the one below them (MS-VHDX note 12; docs/durability.md "Merge").
+//!
+//! ```text
+//!   1  everything is opened, locked, counted: refusals happen here
+//!   2  child.linkage2 := G2                         the child accepts the target before and after 3
+//!   3  target.DataWriteGuid := G2                   the target alone may now change
+//!   4  target grows, if the merged disk is larger
+//!   5  copy                                         only sectors that the merged layers hide
+//!   6  target: commit, log emptied
+//!   7  target's virtual disk items := the top's     the target alone now reads as the top did
+//!   8  the top's children: linkage := G2, paths := target
+//!   9  switch, unlink
+//! ```
+//!
+//! The view through the top never changes: a cut anywhere leaves a chain that opens and reads the same, and running the
+//! merge again finishes it.
+
+mod copy;
+mod family;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::create::locator_to;
+use crate::chain::locate::directory;
+use crate::chain::{open, Chain};
+use crate::error::{Error, ErrorKind, IoContext, PathContext, Result};
+use crate::guid::Guid;
+use crate::image::{Image, WriteMode};
+use crate::options::{LogPolicy, MergeOptions, OpenOptions, ProgressFn};
+use crate::storage::{Access, LockMode};
+
+use copy::Copier;
+use family::Family;
+
+/// What a merge did.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MergeReport {
+    /// Bytes moved to the target.
+    pub bytes: u64,
+    /// Of these, bytes shared by reflink.
+    pub reflinked: u64,
+    /// Files whose locator now names the target.
+    pub relinked: Vec<PathBuf>,
+    /// Files removed.
+    pub removed: Vec<PathBuf>,
+    /// Where the data is now.
+    pub target: PathBuf,
+}
+
+/// Folds layers `top..base` into layer `base` (0 = leaf) in one pass; each sector moves at most once. The disk may be
+/// read and written meanwhile. On return everything is durable, the chain continues without the merged layers, and,
+/// with `unlink`, their files are gone.
+///
+/// A failure or cancellation leaves a chain that reads the same; running the merge again finishes it. Refuses, before
+/// the first byte, when other disks depend on the target or on a layer between it and `top` (`HasChildren`), and when
+/// there is no room (`NoSpace`, mode `Copy`).
+pub fn merge(
+    chain: &Chain,
+    top: usize,
+    base: usize,
+    options: &MergeOptions,
+    progress: ProgressFn<'_>,
+) -> Result<MergeReport> {
+    let _control = chain.control.lock();
+    chain.check_writable()?;
+    let count = chain.layer_count();
+    if top >= base || base >= count {
+        return Err(Error::new(
+            ErrorKind::Argument,
+            format!("cannot merge layers {top} to {base} of a chain of {count}"),
+        )
+        .with_hint("the layer merged into is below the one merged: 0 is the leaf, the base has the largest number"));
+    }
+    let mut merge = Merge::prepare(chain, top, base, options)?;
+    let result = merge.run(options, progress);
+    chain.unwatch();
+    if result.is_err() {
+        merge.give_up();
+    }
+    result
+}
+
+/// Opens `child`, merges it and what is between into the ancestor at `into`, or into its parent, and closes: the shape
+/// of Merge-VHD. See [`merge`].
+pub fn merge_path(
+    child: &Path,
+    into: Option<&Path>,
+    open: &OpenOptions,
+    options: &MergeOptions,
+    progress: ProgressFn<'_>,
+) -> Result<MergeReport> {
+    let chain = Chain::open(child, open)?;
+    let base = match into {
+        None => 1,
+        Some(into) => layer_at(&chain, into)?,
+    };
+    if chain.layer_count() < 2 {
+        return Err(Error::new(ErrorKind::Argument, "the disk has no parent to merge into").with_path(child));
+    }
+    let report = merge(&chain, 0, base, options, progress);
+    match report {
+        Ok(report) => chain.close().map(|()| report),
+        Err(error) => {
+            // The first failure is the one to tell; closing cleanly is only tidiness.
+            let _ = chain.close();
+            Err(error)
+        }
+    }
+}
+
+fn layer_at(chain: &Chain, path: &Path) -> Result<usize> {
+    let wanted = open::storage(path, Access::Read, chain.options())?.id();
+    let layers = &chain.current().layers;
+    layers
+        .iter()
+        .position(|l| wanted.is_some() && l.storage().id() == wanted)
+        .filter(|&layer| layer > 0)
+        .ok_or_else(|| {
+            let names: Vec<String> = layers.iter().skip(1).map(|l| format!("{:?}", l.name())).collect();
+            Error::new(
+                ErrorKind::Argument,
+                format!("not an ancestor; those are: {}", names.join(", ")),
+            )
+            .with_path(path)
+        })
+}
+
+/// A child of the top outside the chain, open for writing.
+struct Child {
+    image: Arc<Image>,
+}
+
+struct Merge<'a> {
+    chain: &'a Chain,
+    top: usize,
+    base: usize,
+    target: Arc<Image>,
+    /// Children of the top that are not in the chain.
+    children: Vec<Child>,
+    /// An earlier run got as far as step 8.
+    copied_before: bool,
+}
+
+impl<'a> Merge<'a> {
+    /// Step 1. Nothing is changed, except that dirty logs of the files to be written are replayed.
+    fn prepare(chain: &'a Chain, top: usize, base: usize, options: &MergeOptions) -> Result<Self> {
+        let layers = chain.current().layers.clone();
+        let merged = layers[top].data_write_guid();
+        let target = &layers[base];
+        let family = match options.relink {
+            true => Family::find(chain, &layers[top..=base]),
+            false => Family::default(),
+        };
+        if !options.orphan_siblings {
+            family.check(target, &layers[top + 1..base], merged)?;
+        }
+        let in_chain_done = top > 0
+            && layers[top - 1]
+                .linkage()
+                .is_some_and(|(linkage, linkage2)| linkage == target.data_write_guid() && linkage2 == Some(merged));
+        let copied_before = in_chain_done || family.taken_over(target.data_write_guid(), merged).next().is_some();
+        let mut merge = Merge {
+            chain,
+            top,
+            base,
+            target: target.clone(),
+            children: Vec::new(),
+            copied_before,
+        };
+        let opened = (|| {
+            for child in family.children_of(merged) {
+                let image = open_writable(chain, child.path())?;
+                merge.children.push(Child { image });
+            }
+            for child in family.taken_over(target.data_write_guid(), merged) {
+                let image = open_writable(chain, child.path())?;
+                merge.children.push(Child { image });
+            }
+            merge.target = merge.promote(base)?;
+            for layer in (top..base).filter(|&layer| layer > 0) {
+                merge.promote(layer)?;
+            }
+            if top > 1 {
+                merge.promote(top - 1)?;
+            }
+            Ok(())
+        })();
+        if opened.is_err() {
+            merge.give_up();
+        }
+        opened.map(|()| merge)
+    }
+
+    /// Opens a layer for writing and continues with that. The leaf is writable already.
+    fn promote(&self, layer: usize) -> Result<Arc<Image>> {
+        let chain = self.chain;
+        let image = chain.layer(layer)?;
+        if image.is_writable() {
+            return Ok(image);
+        }
+        let storage = open::storage(image.name(), Access::Write, chain.options())?;
+        if storage.id() != image.storage().id() {
+            return Err(Error::new(ErrorKind::Io, "the file was replaced while it was open").with_path(image.name()));
+        }
+        if chain.options().lock {
+            // One handle must give way to the other of the same file.
+            image.lock(LockMode::None)?;
+            if let Err(error) = open::lock(&*storage, LockMode::Write, chain.options()) {
+                let _ = image.lock(LockMode::Read);
+                return Err(error.with_path(image.name()).with_layer(layer));
+            }
+        }
+        let writable = Image::open_write(storage, image.name(), LogPolicy::Auto, chain.shared()).at(image.name())?;
+        if writable.data_write_guid() != image.data_write_guid() {
+            return Err(
+                Error::new(ErrorKind::ParentIdMismatch, "the layer changed while it was open")
+                    .with_path(image.name())
+                    .with_layer(layer),
+            );
+        }
+        let writable = Arc::new(writable);
+        chain.replace(layer, writable.clone());
+        Ok(writable)
+    }
+
+    /// Makes a layer a parent again: clean, for reading.
+    fn demote(&self, image: &Image) -> Result<()> {
+        image.clean()?;
+        image.seal();
+        match self.chain.options().lock {
+            true => image.lock(LockMode::Read),
+            false => Ok(()),
+        }
+    }
+
+    /// After a failure: what is written is consistent; leave the files as tidy as they will have it.
+    fn give_up(&self) {
+        let layers = self.chain.current().layers.clone();
+        for image in layers.iter().skip(1).filter(|image| image.is_writable()) {
+            let _ = self.demote(image);
+        }
+        for child in &self.children {
+            let _ = child.image.clean();
+        }
+    }
+
+    fn run(&mut self, options: &MergeOptions, progress: ProgressFn<'_>) -> Result<MergeReport> {
+        let mut report = MergeReport {
+            target: self.target.name().to_path_buf(),
+            ..MergeReport::default()
+        };
+        if self.copied_before {
+            let _no_writes = (self.top == 0).then(|| self.chain.gate().write());
+            self.finish(options, &mut report)?;
+            return Ok(report);
+        }
+        let mut copier = Copier::new(self.chain, self.top, self.base, options)?;
+        copier.settle_mode()?;
+        self.announce()?;
+        self.grow()?;
+        copier.target = self.target.clone();
+        copier.merged = self.chain.current().layers[self.top..self.base].to_vec();
+        copier.watch = (self.top == 0).then(|| self.chain.start_watch());
+        copier.run(&mut *progress)?;
+        // From here on nobody writes to a leaf that is being merged away.
+        let _no_writes = (self.top == 0).then(|| self.chain.gate().write());
+        copier.copy_written(&mut *progress)?;
+        if options.verify {
+            copier.verify()?;
+        }
+        report.bytes = copier.copied;
+        report.reflinked = copier.reflinked();
+        drop(copier);
+        self.take_identity()?;
+        self.finish(options, &mut report)?;
+        Ok(report)
+    }
+
+    /// Steps 2 and 3.
+    fn announce(&mut self) -> Result<()> {
+        let before = self.target.data_write_guid();
+        let after = Guid::random();
+        let child = self.chain.layer(self.base - 1)?;
+        let mut locator = locator_of(&child)?;
+        locator.set_linkage(before, Some(after));
+        child.set_locator(&locator)?;
+        if self.base - 1 > 0 {
+            child.clean()?;
+        }
+        // ORDER: the child accepts both identities, durably, before the target takes the new one.
+        self.target
+            .update_header(WriteMode::Data, |header| header.data_write_guid = after)
+            .at(self.target.name())
+    }
+
+    /// Step 4.
+    fn grow(&mut self) -> Result<()> {
+        let size = self.chain.layer(self.top)?.virtual_size();
+        if size > self.target.virtual_size() {
+            self.target.grow(size)?;
+            self.reopen_target()?;
+        }
+        Ok(())
+    }
+
+    fn reopen_target(&mut self) -> Result<()> {
+        self.target = self.target.reopen()?;
+        self.chain.replace(self.base, self.target.clone());
+        Ok(())
+    }
+
+    /// Steps 6 and 7.
+    fn take_identity(&mut self) -> Result<()> {
+        // ORDER: all copied data is durable and in place before the target claims to be the merged disk.
+        self.target.clean_keeping_mode()?;
+        let items = self.chain.layer(self.top)?.virtual_disk_items()?;
+        self.target.replace_virtual_disk_items(items)?;
+        self.reopen_target()
+    }
+
+    /// Steps 8 and 9. The target is complete.
+    fn finish(&mut self, options: &MergeOptions, report: &mut MergeReport) -> Result<()> {
+        let layers = self.chain.current().layers.clone();
+        let merged: Vec<Arc<Image>> = layers[self.top..self.base].to_vec();
+        let top_identity = merged[0].data_write_guid();
+        let above = (self.top > 0).then(|| layers[self.top - 1].clone());
+        let children: Vec<Arc<Image>> = above
+            .iter()
+            .cloned()
+            .chain(self.children.iter().map(|child| child.image.clone()))
+            .collect();
+        self.target.clean()?;
+        for child in &children {
+            // linkage2 says to another run that the target is complete, for as long as the top exists.
+            self.point_to_target(child, Some(top_identity))?;
+            report.relinked.push(child.name().to_path_buf());
+        }
+        let mut remaining = layers[..self.top].to_vec();
+        remaining.push(self.target.clone());
+        remaining.extend(layers[self.base + 1..].iter().cloned());
+        if self.top > 0 {
+            self.demote(&self.target)?;
+        }
+        self.chain.switch(remaining);
+        self.chain.merge_is_done();
+        self.retire(&merged, options, report)?;
+        for child in &children {
+            self.point_to_target(child, None)?;
+        }
+        if let Some(above) = above.filter(|_| self.top > 1) {
+            self.demote(&above)?;
+        }
+        self.children.clear();
+        Ok(())
+    }
+
+    fn point_to_target(&self, child: &Image, linkage2: Option<Guid>) -> Result<()> {
+        let options = self.chain.options();
+        let identity = self.target.data_write_guid();
+        let mut locator = locator_of(child)?;
+        let fresh = locator_to(
+            &*options.file_system,
+            child.name(),
+            self.target.name(),
+            identity,
+            options,
+        )?;
+        for (key, value) in fresh.entries() {
+            locator.set(&key, &value);
+        }
+        locator.remove(crate::format::locator::VOLUME_PATH);
+        locator.set_linkage(identity, linkage2);
+        child.set_locator(&locator)?;
+        // The live leaf stays in use: its log makes this durable.
+        match std::ptr::eq(&*self.chain.layer(0)?, child) {
+            true => Ok(()),
+            false => child.clean(),
+        }
+    }
+
+    /// Removes the merged files, lowest first, or makes sure that nobody takes a kept one for what it is not.
+    fn retire(&self, merged: &[Arc<Image>], options: &MergeOptions, report: &mut MergeReport) -> Result<()> {
+        let (top, inner) = merged
+            .split_first()
+            .ok_or_else(|| Error::new(ErrorKind::Bug, "nothing was merged"))?;
+        if !inner.is_empty() {
+            // The top's own parent goes, or is no longer what it was; the target stands in for it.
+            self.point_to_target(top, None)?;
+            top.clean()?;
+        }
+        if !options.unlink {
+            // The lowest would show content it never had above the target: it must not accept it as its parent.
+            if let Some((lowest, (linkage, _))) = inner.last().and_then(|l| Some((l, l.linkage()?))) {
+                let mut locator = locator_of(lowest)?;
+                locator.set_linkage(linkage, None);
+                lowest.set_locator(&locator)?;
+            }
+            for image in inner {
+                image.clean()?;
+            }
+            return top.clean();
+        }
+        let fs = &*self.chain.options().file_system;
+        let mut directories: Vec<PathBuf> = Vec::new();
+        for image in merged.iter().rev() {
+            fs.remove(image.name())
+                .context(|| "remove the merged file".into())
+                .at(image.name())?;
+            report.removed.push(image.name().to_path_buf());
+            let dir = directory(image.name());
+            if !directories.contains(&dir) {
+                directories.push(dir);
+            }
+        }
+        for dir in directories {
+            fs.sync_dir(&dir)
+                .context(|| "make the removal durable".into())
+                .at(&dir)?;
+        }
+        Ok(())
+    }
+}
+
+fn open_writable(chain: &Chain, path: &Path) -> Result<Arc<Image>> {
+    let storage = open::storage(path, Access::Write, chain.options())?;
+    open::lock(&*storage, LockMode::Write, chain.options()).at(path)?;
+    let image = Image::open_write(storage, path, LogPolicy::Auto, chain.shared()).at(path)?;
+    Ok(Arc::new(image))
+}
+
+fn locator_of(image: &Image) -> Result<crate::format::locator::Locator> {
+    image
+        .items()
+        .locator
+        .ok_or_else(|| Error::new(ErrorKind::Bug, "a differencing layer has no locator").with_path(image.name()))
+}

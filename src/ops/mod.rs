@@ -1,0 +1,14 @@
+//! What is done to chains as a whole. Each operation can be cut at any write and leaves a chain that reads the same
+//! (docs/durability.md); those that take long report progress and can be cancelled.
+
+mod check;
+mod checkpoint;
+mod convert;
+mod create;
+mod merge;
+
+pub use check::{check, CheckOptions, CheckReport, Finding, Severity};
+pub use checkpoint::checkpoint;
+pub use convert::convert_raw;
+pub use create::create;
+pub use merge::{merge, merge_path, MergeReport};
