@@ -4,9 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use avhdx::ops::{self, CheckOptions, Severity};
-use avhdx::options::{
-    CheckpointOptions, CreateOptions, DiskType, MergeMode, MergeOptions, OpenOptions, ZeroFlags,
-};
+use avhdx::options::{CheckpointOptions, CreateOptions, DiskType, MergeMode, MergeOptions, OpenOptions, ZeroFlags};
 use avhdx::storage::MemoryFileSystem;
 use avhdx::Chain;
 use proptest::prelude::*;

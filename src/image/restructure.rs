@@ -16,7 +16,6 @@ use crate::format::metadata::{self, Item, MetadataTable};
 use crate::format::region::{self, RegionTable};
 use crate::log::ring::PageBytes;
 use crate::options::LogPolicy;
-use crate::storage::Barrier;
 use crate::units::{align_down, BatIndex, BatSlot, Geometry, LOG_SECTOR, MIB};
 
 /// A new state of the metadata region in preparation.
@@ -322,10 +321,7 @@ impl Image {
             }
             first += count;
         }
-        // ORDER: the new BAT is durable before the log entry that makes it the BAT.
-        self.storage
-            .flush(Barrier::Moved)
-            .context(|| "make the moved BAT durable".into())?;
+        // ORDER: the new BAT is durable before the log entry that makes it the BAT: the commit sees to it.
         let regions = self
             .regions
             .regions

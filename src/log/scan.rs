@@ -110,8 +110,9 @@ impl<'a> Reader<'a> {
                 return Ok(None);
             }
         }
-        let located = Located { offset, header };
-        Ok(self.entry(&located).is_ok().then_some(located))
+        let bytes = self.bytes(offset, header.entry_length)?;
+        let valid = Entry::parse(&bytes, guid, log_length).is_ok();
+        Ok(valid.then_some(Located { offset, header }))
     }
 }
 

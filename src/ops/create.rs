@@ -214,9 +214,12 @@ pub(super) fn publish(fs: &dyn FileSystem, path: &Path, new: &NewImage) -> Resul
         let _ = fs.remove(&temporary);
         return Err(error.with_path(path));
     }
-    fs.sync_dir(&dir)
-        .context(|| "make the new name durable".into())
-        .at(path)?;
+    let synced = fs.sync_dir(&dir).context(|| "make the new name durable".into());
+    if let Err(error) = synced {
+        // Reported as not created: so it must not be there, in the way of another attempt.
+        let _ = fs.remove(path);
+        return Err(error.with_path(path));
+    }
     Ok(storage)
 }
 

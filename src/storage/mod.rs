@@ -44,8 +44,6 @@ pub enum Barrier {
     Payload,
     /// A new file, before it gets its name.
     NewFile,
-    /// A moved structure (BAT region) at its new place, before the log entry that switches to it.
-    Moved,
 }
 
 impl Barrier {
@@ -60,7 +58,6 @@ impl Barrier {
         Barrier::Replayed,
         Barrier::Payload,
         Barrier::NewFile,
-        Barrier::Moved,
     ];
 }
 

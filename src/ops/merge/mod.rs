@@ -385,29 +385,29 @@ impl<'a> Merge<'a> {
         let (top, inner) = merged
             .split_first()
             .ok_or_else(|| Error::new(ErrorKind::Bug, "nothing was merged"))?;
-        if !inner.is_empty() {
+        if let Some((lowest, (linkage, _))) = inner.last().and_then(|l| Some((l, l.linkage()?))) {
             // The top's own parent goes, or is no longer what it was; the target stands in for it.
             self.point_to_target(top, None)?;
-            top.clean()?;
+            // ORDER: only then the lowest stops accepting the target, above which it would show what it never held.
+            let mut locator = locator_of(lowest)?;
+            locator.set_linkage(linkage, None);
+            lowest.set_locator(&locator)?;
+        }
+        for image in merged {
+            image.clean()?;
         }
         if !options.unlink {
-            // The lowest would show content it never had above the target: it must not accept it as its parent.
-            if let Some((lowest, (linkage, _))) = inner.last().and_then(|l| Some((l, l.linkage()?))) {
-                let mut locator = locator_of(lowest)?;
-                locator.set_linkage(linkage, None);
-                lowest.set_locator(&locator)?;
-            }
-            for image in inner {
-                image.clean()?;
-            }
-            return top.clean();
+            return Ok(());
         }
         let fs = &*self.chain.options().file_system;
         let mut directories: Vec<PathBuf> = Vec::new();
         for image in merged.iter().rev() {
             fs.remove(image.name())
                 .context(|| "remove the merged file".into())
-                .at(image.name())?;
+                .at(image.name())
+                .map_err(|e| {
+                    e.with_hint("the merge is complete; remove the file by hand, its content is in the target")
+                })?;
             report.removed.push(image.name().to_path_buf());
             let dir = directory(image.name());
             if !directories.contains(&dir) {

@@ -22,6 +22,9 @@ pub struct CrashOptions {
     pub exhaustive_up_to: usize,
     /// Writes may be torn at 4 KiB pages, and now and then at 512-byte sectors.
     pub tear: bool,
+    /// Writes below this file offset may, besides, leave their sectors as garbage: what a medium may make of a sector
+    /// that is being written when the power fails. For structures that are kept twice for that reason.
+    pub garble_below: u64,
     /// First event at which power may fail.
     pub start: usize,
 }
@@ -34,6 +37,7 @@ impl Default for CrashOptions {
             subsets_per_point: 16,
             exhaustive_up_to: 4,
             tear: true,
+            garble_below: 0,
             start: 0,
         }
     }
@@ -63,7 +67,11 @@ enum Fate {
     Lost,
     Kept,
     /// Pieces of this size, kept where the random bit is set.
-    Torn { piece: u64, seed: u64 },
+    Torn {
+        piece: u64,
+        seed: u64,
+    },
+    Garbled,
 }
 
 /// SplitMix64.
@@ -204,6 +212,16 @@ impl Enumerator<'_> {
                 self.state(index, &fates, usize::MAX, "a random subset")?;
             }
         }
+        let garbled: Vec<bool> = self.data.iter().map(|&i| self.can_garble(i)).collect();
+        if garbled.contains(&true) {
+            for others in [Fate::Lost, Fate::Kept] {
+                let fates: Vec<Fate> = garbled
+                    .iter()
+                    .map(|&g| if g { Fate::Garbled } else { others })
+                    .collect();
+                self.state(index, &fates, usize::MAX, "garbled sectors")?;
+            }
+        }
         if self.options.tear && n > 0 {
             for round in 0..self.options.subsets_per_point {
                 let fates: Vec<Fate> = (0..n)
@@ -224,6 +242,12 @@ impl Enumerator<'_> {
             }
         }
         ControlFlow::Continue(())
+    }
+
+    fn can_garble(&self, event: usize) -> bool {
+        let below = self.options.garble_below;
+        matches!(&self.events[event], Event::Data { change: Change::Write { at, bytes }, .. }
+            if at + bytes.len() as u64 <= below)
     }
 
     /// Makes one state, unless it was made before.
@@ -274,7 +298,8 @@ fn apply(content: &mut Content, change: &Change, fate: Fate) {
         (_, Fate::Lost) => {}
         (Change::SetLen(len), _) => content.set_len(*len),
         (Change::Write { at, bytes }, Fate::Kept) => content.write(bytes, *at),
-        (Change::Zero { at, len }, Fate::Kept) => content.zero(*at, *len),
+        (Change::Write { at, bytes }, Fate::Garbled) => content.write(&vec![0xA5; bytes.len()], *at),
+        (Change::Zero { at, len }, Fate::Kept | Fate::Garbled) => content.zero(*at, *len),
         (Change::Write { at, bytes }, Fate::Torn { piece, seed }) => {
             for (from, to) in pieces(*at, bytes.len() as u64, piece, seed) {
                 content.write(&bytes[(from - at) as usize..(to - at) as usize], from);
