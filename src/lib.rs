@@ -22,6 +22,7 @@ pub mod limits;
 mod log;
 pub mod ops;
 pub mod options;
+pub mod schema;
 pub mod storage;
 pub mod units;
 
