@@ -14,6 +14,7 @@
 
 pub mod chain;
 pub mod error;
+mod ffi;
 #[doc(hidden)]
 pub mod format;
 pub mod guid;
@@ -24,6 +25,7 @@ pub mod ops;
 pub mod options;
 pub mod schema;
 pub mod storage;
+pub mod trace;
 pub mod units;
 
 pub use chain::{Chain, ChainInfo, Extent, ExtentState, LayerInfo, Limits, Probe, Scope};

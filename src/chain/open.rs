@@ -9,6 +9,7 @@ use crate::error::{Error, ErrorKind, IoContext, PathContext, Result};
 use crate::image::{locked, Image, Shared};
 use crate::options::{LogPolicy, OpenOptions};
 use crate::storage::{Access, FileId, LockMode, Storage};
+use crate::trace;
 
 /// Layers, leaf first, and whether an interrupted merge shows.
 pub(crate) struct Opened {
@@ -107,6 +108,10 @@ pub(crate) fn parents(leaf: Arc<Image>, options: &OpenOptions, shared: &Shared) 
         opened.pending_merge |= parent.data_write_guid() != linkage;
         check_pair(&opened.layers, &parent)?;
         opened.layers.push(Arc::new(parent));
+    }
+    if opened.pending_merge {
+        let leaf = opened.layers[0].name();
+        trace::warning(|| format!("{leaf:?}: an interrupted merge; merge again to finish it"));
     }
     Ok(opened)
 }

@@ -13,6 +13,7 @@ use crate::log::overlay::Overlay;
 use crate::log::{replay, scan};
 use crate::options::LogPolicy;
 use crate::storage::Storage;
+use crate::trace;
 use crate::units::{Geometry, MIB};
 
 /// The parsed front of a file, every rule about it checked.
@@ -59,6 +60,7 @@ impl Front {
                 headers::update(&*storage, &mut current, |h| h.file_write_guid = Guid::random())?;
                 replay::replay(&*storage, &current.header, &sequence)?;
                 headers::update(&*storage, &mut current, |h| h.log_guid = Guid::ZERO)?;
+                trace::info(|| format!("replayed {} log entries", sequence.entries.len()));
                 file_len = storage.len().context(|| "get the file length".into())?;
             } else {
                 let overlay = Overlay::new(storage.clone(), file_len, &current.header, &sequence)?;
