@@ -7,8 +7,7 @@ use avhdx::ops;
 use avhdx::options::{CheckpointOptions, CreateOptions, OpenOptions};
 use avhdx::Chain;
 
-const MIB: u64 = 1 << 20;
-const SIZE: u64 = 256 * MIB;
+const SIZE: u64 = 256 << 20;
 const READS: u64 = 40_000;
 const ROUNDS: usize = 9;
 
@@ -35,26 +34,33 @@ fn time_reads(chain: &Chain) -> Duration {
     start.elapsed()
 }
 
-/// A chain whose layers each hold every depth-th 64 KiB piece, so that reads meet all of them.
+/// A disk written in 64 KiB pieces: first all of it, then every 32nd piece, 31 times. With `depth` layers, the later
+/// rounds are spread evenly over them; the writes, and what a read of the disk finds, are the same at every depth.
 fn chain(dir: &std::path::Path, depth: u64) -> Chain {
+    const PIECE: usize = 65536;
+    const ROUNDS_OF_WRITES: u64 = 32;
     let base = dir.join(format!("{depth}.vhdx"));
     let mut create = CreateOptions::default();
     create.size = SIZE;
     create.block_size = 2 << 20;
     ops::create(&base, &create).unwrap();
     let chain = Chain::open(&base, &OpenOptions::new()).unwrap();
-    let data = vec![7; MIB as usize];
-    for at in (0..SIZE).step_by(MIB as usize) {
+    let data = vec![7; PIECE];
+    for at in (0..SIZE).step_by(PIECE) {
         chain.write(&data, at, false).unwrap();
     }
     let mut leaf = base;
-    for layer in 1..depth {
-        leaf = dir.join(format!("{depth}-{layer}.avhdx"));
-        ops::checkpoint(&chain, &leaf, &CheckpointOptions::default()).unwrap();
-        for at in (layer * 65536..SIZE).step_by((depth * 65536) as usize) {
-            chain.write(&data[..65536], at, false).unwrap();
+    for round in 1..ROUNDS_OF_WRITES {
+        let layer = round * depth / ROUNDS_OF_WRITES;
+        if layer > (round - 1) * depth / ROUNDS_OF_WRITES {
+            leaf = dir.join(format!("{depth}-{layer}.avhdx"));
+            ops::checkpoint(&chain, &leaf, &CheckpointOptions::default()).unwrap();
+        }
+        for at in (round * PIECE as u64..SIZE).step_by(ROUNDS_OF_WRITES as usize * PIECE) {
+            chain.write(&data, at, false).unwrap();
         }
     }
+    assert_eq!(chain.layer_count() as u64, depth);
     chain.close().unwrap();
     Chain::open(&leaf, &OpenOptions::read_only()).unwrap()
 }

@@ -73,20 +73,17 @@ impl Chain {
     /// Reads `buf.len()` bytes at `offset`; both in bytes, any alignment. The whole range or an error. A range that
     /// leaves the disk is `Range`, and `buf` is untouched.
     pub fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        check_range(offset, buf.len() as u64, self.size())?;
-        self.read_stable(|| self.snapshot.load().read(&mut *buf, offset))?;
-        self.trim_map();
-        Ok(())
-    }
-
-    /// Begins a fresh map when the present one takes more memory than it may.
-    fn trim_map(&self) {
-        let snapshot = self.snapshot.load();
-        if snapshot.map.is_full() {
-            // Only if nobody changed the layers meanwhile.
-            let fresh = Arc::new(Snapshot::new(snapshot.layers.clone(), &self.shared));
-            self.snapshot.compare_and_swap(&*snapshot, fresh);
-        }
+        self.read_stable(|| {
+            let snapshot = self.snapshot.load();
+            check_range(offset, buf.len() as u64, snapshot.leaf().virtual_size())?;
+            snapshot.read(&mut *buf, offset)?;
+            if snapshot.map.is_full() {
+                // It takes more memory than it may: begin a fresh one, unless somebody changed the layers meanwhile.
+                let fresh = Arc::new(Snapshot::new(snapshot.layers.clone(), &self.shared));
+                self.snapshot.compare_and_swap(&*snapshot, fresh);
+            }
+            Ok(())
+        })
     }
 
     /// Reads the disk as of a layer: what it was when the layer's child was made. Range as in [`Chain::read`], against
