@@ -89,11 +89,19 @@ fn open_64_tib(dir: &std::path::Path) {
             time
         })
         .collect();
-    println!("open 64 TiB, 1 MiB blocks, and read: {:?}, {} KiB more memory", median(times), peak() - before);
+    println!(
+        "open 64 TiB, 1 MiB blocks, and read: {:?}, {} KiB more memory",
+        median(times),
+        peak() - before
+    );
     let chain = Chain::open(&path, &OpenOptions::new()).unwrap();
     let start = Instant::now();
     chain.write(&[1; 4096], 40 << 40, true).unwrap();
-    println!("first allocating write there, durable: {:?}, {} KiB in all", start.elapsed(), peak());
+    println!(
+        "first allocating write there, durable: {:?}, {} KiB in all",
+        start.elapsed(),
+        peak()
+    );
     chain.close().unwrap();
 }
 

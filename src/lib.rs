@@ -31,3 +31,7 @@ pub mod units;
 pub use chain::{Chain, ChainInfo, Extent, ExtentState, LayerInfo, Limits, Probe, Scope};
 pub use error::{Error, ErrorKind, Result};
 pub use guid::Guid;
+
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

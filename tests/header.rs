@@ -20,7 +20,10 @@ fn the_committed_header_is_current() {
         return;
     }
     let committed = std::fs::read(&path).unwrap();
-    assert!(committed == fresh, "include/avhdx.h is not current: run scripts/update-header");
+    assert!(
+        committed == fresh,
+        "include/avhdx.h is not current: run scripts/update-header"
+    );
 }
 
 #[test]

@@ -71,13 +71,18 @@ const FACTS: &[Fact] = &[
 fn standalone_disks_read_as_they_should_and_stay_as_they_are() {
     let dir = tempfile::tempdir().unwrap();
     for fact in FACTS {
-        let Some(path) = image(dir.path(), fact.name) else { continue };
+        let Some(path) = image(dir.path(), fact.name) else {
+            continue;
+        };
         assert_eq!(sha256_of_file(&path), fact.file);
         let chain = Chain::open(&path, &OpenOptions::read_only()).unwrap();
         assert_eq!(sha256_of_disk(&chain), fact.content, "{}", fact.name);
         let info = chain.layer_info(0).unwrap();
         assert_eq!(info.creator, fact.creator);
-        assert_eq!((info.virtual_size, u64::from(info.block_size)), (fact.size, fact.block * MIB));
+        assert_eq!(
+            (info.virtual_size, u64::from(info.block_size)),
+            (fact.size, fact.block * MIB)
+        );
         assert_eq!((info.logical_sector_size, info.physical_sector_size), fact.sectors);
         assert_eq!(info.data_write_guid, Guid::parse(fact.data_write).unwrap());
         assert_eq!(info.virtual_disk_id, Guid::parse(fact.disk_id).unwrap());
@@ -92,15 +97,27 @@ fn standalone_disks_read_as_they_should_and_stay_as_they_are() {
 #[test]
 fn a_writable_open_replays_the_log_of_qemu() {
     let dir = tempfile::tempdir().unwrap();
-    let Some(path) = image(dir.path(), "iotest-dirtylog-10G-4M.vhdx") else { return };
+    let Some(path) = image(dir.path(), "iotest-dirtylog-10G-4M.vhdx") else {
+        return;
+    };
     let mut refuse = OpenOptions::read_only();
     refuse.log = avhdx::options::LogPolicy::Refuse;
-    assert_eq!(Chain::open(&path, &refuse).unwrap_err().kind(), ErrorKind::LogReplayRequired);
+    assert_eq!(
+        Chain::open(&path, &refuse).unwrap_err().kind(),
+        ErrorKind::LogReplayRequired
+    );
     let chain = Chain::open(&path, &OpenOptions::new()).unwrap();
     let info = chain.layer_info(0).unwrap();
     assert!(!info.dirty_flag);
-    assert_eq!(info.data_write_guid, Guid::parse(FACTS[2].data_write).unwrap(), "replay is not a change of content");
-    assert_ne!(info.file_write_guid, Guid::parse("213b1a04-4193-f445-8f75-f2c95cb0ef69").unwrap());
+    assert_eq!(
+        info.data_write_guid,
+        Guid::parse(FACTS[2].data_write).unwrap(),
+        "replay is not a change of content"
+    );
+    assert_ne!(
+        info.file_write_guid,
+        Guid::parse("213b1a04-4193-f445-8f75-f2c95cb0ef69").unwrap()
+    );
     assert_eq!(sha256_of_disk(&chain), FACTS[2].content);
     chain.close().unwrap();
     assert_eq!(fs::metadata(&path).unwrap().len(), 31_457_280);
@@ -109,7 +126,9 @@ fn a_writable_open_replays_the_log_of_qemu() {
 #[test]
 fn opening_for_writing_without_writing_changes_nothing() {
     let dir = tempfile::tempdir().unwrap();
-    let Some(path) = image(dir.path(), "dynamic.vhdx") else { return };
+    let Some(path) = image(dir.path(), "dynamic.vhdx") else {
+        return;
+    };
     let chain = Chain::open(&path, &OpenOptions::new()).unwrap();
     chain.flush().unwrap();
     chain.close().unwrap();
@@ -122,12 +141,22 @@ const PARENT: &str = "Generation 1_49C4BAF3-4B25-4406-8C4B-D39E65C32385.avhdx";
 #[test]
 fn a_checkpoint_of_hyper_v_without_its_parent() {
     let dir = tempfile::tempdir().unwrap();
-    let Some(path) = image(dir.path(), "differencing.avhdx") else { return };
+    let Some(path) = image(dir.path(), "differencing.avhdx") else {
+        return;
+    };
     let before = sha256_of_file(&path);
     let error = Chain::open(&path, &OpenOptions::new()).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ParentNotFound);
     let text = error.to_string();
-    for part in ["relative_path", "volume_path", "absolute_win32_path", PARENT, "Volume{0eba351e", "C:", "by identity"] {
+    for part in [
+        "relative_path",
+        "volume_path",
+        "absolute_win32_path",
+        PARENT,
+        "Volume{0eba351e",
+        "C:",
+        "by identity",
+    ] {
         assert!(text.contains(part), "{part} is missing in: {text}");
     }
     assert!(error.hint().unwrap().contains("search"));
@@ -136,7 +165,9 @@ fn a_checkpoint_of_hyper_v_without_its_parent() {
     let chain = Chain::open(&path, &alone).unwrap();
     assert_eq!(sha256_of_disk(&chain), CHILD_CONTENT);
     let mut extents = Vec::new();
-    chain.block_status(0, chain.size(), Scope::Layer(0), 10_000, &mut extents).unwrap();
+    chain
+        .block_status(0, chain.size(), Scope::Layer(0), 10_000, &mut extents)
+        .unwrap();
     let data: Vec<_> = extents.iter().filter(|e| e.state == ExtentState::Data).collect();
     assert_eq!(data.iter().map(|e| e.length).sum::<u64>(), 3_174_400);
     assert_eq!((data[0].offset, data[0].length), (2048 * 512, 8 * 512));
@@ -165,7 +196,9 @@ fn set_identity(path: &Path, identity: Guid) {
 #[test]
 fn a_checkpoint_of_hyper_v_opens_checkpoints_and_merges_over_a_parent_with_the_right_identity() {
     let dir = tempfile::tempdir().unwrap();
-    let Some(path) = image(dir.path(), "differencing.avhdx") else { return };
+    let Some(path) = image(dir.path(), "differencing.avhdx") else {
+        return;
+    };
     let parent = dir.path().join(PARENT);
     let mut create = CreateOptions::default();
     create.size = 8 << 30;
@@ -175,7 +208,10 @@ fn a_checkpoint_of_hyper_v_opens_checkpoints_and_merges_over_a_parent_with_the_r
     chain.write(&[7; 8192], 0, false).unwrap();
     chain.write(&[8; 4096], 2048 * 512, false).unwrap();
     chain.close().unwrap();
-    assert_eq!(Chain::open(&path, &OpenOptions::new()).unwrap_err().kind(), ErrorKind::ParentIdMismatch);
+    assert_eq!(
+        Chain::open(&path, &OpenOptions::new()).unwrap_err().kind(),
+        ErrorKind::ParentIdMismatch
+    );
     set_identity(&parent, Guid::parse("ff34003b-11ed-4cf8-a166-b2be05e20b80").unwrap());
     let chain = Chain::open(&path, &OpenOptions::new()).unwrap();
     assert_eq!(chain.layer_count(), 2);
@@ -196,5 +232,8 @@ fn a_checkpoint_of_hyper_v_opens_checkpoints_and_merges_over_a_parent_with_the_r
     let chain = Chain::open(&parent, &OpenOptions::read_only()).unwrap();
     assert_eq!(sha256_of_disk(&chain), whole);
     let info = chain.layer_info(0).unwrap();
-    assert_eq!(info.virtual_disk_id, Guid::parse("89ca62b5-b00d-4b8e-b79a-87e20cad5a40").unwrap());
+    assert_eq!(
+        info.virtual_disk_id,
+        Guid::parse("89ca62b5-b00d-4b8e-b79a-87e20cad5a40").unwrap()
+    );
 }

@@ -50,7 +50,16 @@ fn qemu_agrees_on_standalone_disks() {
         create(&disk, kind, 40 * MIB + 4096, block);
         let chain = Chain::open(&disk, &OpenOptions::new()).unwrap();
         scribble(&chain, 1);
-        chain.zero(6 * MIB, 2 * MIB, ZeroFlags { may_unmap: true, ..Default::default() }).unwrap();
+        chain
+            .zero(
+                6 * MIB,
+                2 * MIB,
+                ZeroFlags {
+                    may_unmap: true,
+                    ..Default::default()
+                },
+            )
+            .unwrap();
         chain.flush().unwrap();
         chain.discard(0, 4 * MIB, false).unwrap();
         scribble(&chain, 9);
@@ -58,7 +67,10 @@ fn qemu_agrees_on_standalone_disks() {
         chain.close().unwrap();
         let check = run("qemu-img", &["check", "-f", "vhdx", text(&disk)]);
         assert!(check.status.success(), "{kind:?}: {check:?}");
-        let compare = run("qemu-img", &["compare", "-f", "raw", "-F", "vhdx", text(&raw), text(&disk)]);
+        let compare = run(
+            "qemu-img",
+            &["compare", "-f", "raw", "-F", "vhdx", text(&raw), text(&disk)],
+        );
         assert!(compare.status.success(), "{kind:?}: {compare:?}");
         // And QEMU's changes are ours.
         let write = run("qemu-io", &["-f", "vhdx", "-c", "write -P 0x5a 10M 1M", text(&disk)]);
@@ -75,7 +87,10 @@ fn qemu_agrees_on_standalone_disks() {
 
 /// A chain of three, each block size another, closed; its raw content.
 fn chain(dir: &Path) -> (Vec<PathBuf>, PathBuf) {
-    let paths: Vec<PathBuf> = ["base.vhdx", "a.avhdx", "b.avhdx"].iter().map(|n| dir.join(n)).collect();
+    let paths: Vec<PathBuf> = ["base.vhdx", "a.avhdx", "b.avhdx"]
+        .iter()
+        .map(|n| dir.join(n))
+        .collect();
     create(&paths[0], DiskType::Dynamic, 64 * MIB, 2);
     let chain = Chain::open(&paths[0], &OpenOptions::new()).unwrap();
     scribble(&chain, 1);
@@ -85,7 +100,13 @@ fn chain(dir: &Path) -> (Vec<PathBuf>, PathBuf) {
         options.block_size = block << 20;
         ops::checkpoint(&chain, path, &options).unwrap();
         scribble(&chain, 16 * block as u8);
-        chain.write(&vec![block as u8; 3 * MIB as usize], (20 + u64::from(block)) * MIB, false).unwrap();
+        chain
+            .write(
+                &vec![block as u8; 3 * MIB as usize],
+                (20 + u64::from(block)) * MIB,
+                false,
+            )
+            .unwrap();
     }
     let raw = dir.join("disk.raw");
     raw_copy(&chain, &raw);
@@ -172,7 +193,10 @@ fn seven_zip_reads_our_chains() {
     let dir = tempfile::tempdir().unwrap();
     let (paths, raw) = chain(dir.path());
     let out = dir.path().join("out");
-    let result = run("7zz", &["x", "-tVHDX", "-y", &format!("-o{}", text(&out)), text(&paths[2])]);
+    let result = run(
+        "7zz",
+        &["x", "-tVHDX", "-y", &format!("-o{}", text(&out)), text(&paths[2])],
+    );
     assert!(result.status.success(), "{}", String::from_utf8_lossy(&result.stdout));
     let unpacked = std::fs::read_dir(&out).unwrap().next().unwrap().unwrap().path();
     assert_eq!(common::sha256_of_file(&unpacked), common::sha256_of_file(&raw));
@@ -187,12 +211,18 @@ fn locks_keep_qemu_out_and_qemus_keep_us_out() {
     let disk = dir.path().join("disk.vhdx");
     create(&disk, DiskType::Dynamic, 4 * MIB, 1);
     let writer = Chain::open(&disk, &OpenOptions::new()).unwrap();
-    assert!(!run("qemu-img", &["info", text(&disk)]).status.success(), "a writer excludes readers");
+    assert!(
+        !run("qemu-img", &["info", text(&disk)]).status.success(),
+        "a writer excludes readers"
+    );
     assert!(run("qemu-img", &["info", "-U", text(&disk)]).status.success());
     writer.close().unwrap();
     let reader = Chain::open(&disk, &OpenOptions::read_only()).unwrap();
     let another = Chain::open(&disk, &OpenOptions::read_only()).unwrap();
-    assert!(run("qemu-img", &["info", text(&disk)]).status.success(), "readers are welcome");
+    assert!(
+        run("qemu-img", &["info", text(&disk)]).status.success(),
+        "readers are welcome"
+    );
     let write = run("qemu-io", &["-f", "vhdx", "-c", "write 0 512", text(&disk)]);
     assert!(!write.status.success(), "a reader excludes writers");
     drop((reader, another));
@@ -215,7 +245,10 @@ fn locks_keep_qemu_out_and_qemus_keep_us_out() {
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
     assert_eq!(seen.expect("QEMU has it open").kind(), ErrorKind::Locked);
-    assert_eq!(Chain::open(&disk, &OpenOptions::read_only()).unwrap_err().kind(), ErrorKind::Locked);
+    assert_eq!(
+        Chain::open(&disk, &OpenOptions::read_only()).unwrap_err().kind(),
+        ErrorKind::Locked
+    );
     drop(qemu.stdin.take());
     assert!(qemu.wait().unwrap().success());
     Chain::open(&disk, &OpenOptions::new()).unwrap().close().unwrap();
