@@ -114,8 +114,10 @@ impl History {
             at: self.place(at),
             bytes: vec![0; len as usize],
         });
-        let mut flags = ZeroFlags::default();
-        flags.may_unmap = true;
+        let flags = ZeroFlags {
+            may_unmap: true,
+            ..ZeroFlags::default()
+        };
         chain.zero(at, len, flags).unwrap();
     }
 

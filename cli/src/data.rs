@@ -94,8 +94,10 @@ fn fill(input: &mut impl Read, buf: &mut [u8]) -> io::Result<usize> {
 pub(crate) fn zero(path: &Path, range: &Range, open: &Open) -> Outcome {
     let chain = Chain::open(path, &open.writing())?;
     let end = end(range, &chain)?;
-    let mut flags = ZeroFlags::default();
-    flags.may_unmap = true;
+    let flags = ZeroFlags {
+        may_unmap: true,
+        ..ZeroFlags::default()
+    };
     chain.zero(range.offset, end - range.offset, flags)?;
     chain.close()?;
     Ok(0)

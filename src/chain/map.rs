@@ -38,6 +38,9 @@ struct Run {
     below: Below,
 }
 
+/// A part of the arena of lists.
+type Chunk = Box<[OnceLock<List>]>;
+
 #[derive(Debug)]
 struct List(Box<[Run]>);
 
@@ -46,7 +49,7 @@ struct List(Box<[Run]>);
 pub(crate) struct CompositeMap {
     granule: u64,
     table: PagedTable,
-    lists: Box<[OnceLock<Box<[OnceLock<List>]>>]>,
+    lists: Box<[OnceLock<Chunk>]>,
     next_list: AtomicUsize,
     list_bytes: AtomicU64,
     budget: Arc<Budget>,

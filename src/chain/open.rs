@@ -84,9 +84,9 @@ pub(crate) fn parents(leaf: Arc<Image>, options: &OpenOptions, shared: &Shared) 
         layers: vec![leaf],
         pending_merge: false,
     };
-    while options.parents {
+    loop {
         let child = &opened.layers[opened.layers.len() - 1];
-        let Some((linkage, linkage2)) = child.linkage() else {
+        let Some((linkage, linkage2)) = child.linkage().filter(|_| options.parents) else {
             break;
         };
         let items = child.items();

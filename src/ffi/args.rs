@@ -107,7 +107,7 @@ pub(super) fn put_struct<T: Copy>(out: *mut T, value: T, name: &str) -> Result<(
     let first = out.cast::<u32>();
     // SAFETY: the header asks for a struct that begins with its size, or NULL.
     let size = unsafe { first.as_ref() }.copied().ok_or_else(|| null(name))? as usize;
-    if size < 8 || size > 1 << 16 {
+    if !(8..=1 << 16).contains(&size) {
         return Err(Error::new(
             ErrorKind::Argument,
             format!("{name}->struct_size is {size}; set it with the AVHDX_..._INIT macro"),

@@ -466,7 +466,7 @@ mod tests {
 
     #[test]
     fn every_rule_of_the_table_is_enforced() {
-        assert_eq!(broken(|i| drop(i.remove(0))), Rule::MissingItem);
+        assert_eq!(broken(|i| _ = i.remove(0)), Rule::MissingItem);
         assert_eq!(broken(|i| i[0].length = 4), Rule::FileParameters);
         assert_eq!(broken(|i| i[1].is_virtual_disk = false), Rule::DiskSize);
         assert_eq!(broken(|i| i[1].offset = 0), Rule::MetadataRange);
@@ -506,7 +506,7 @@ mod tests {
         assert_eq!(broken(|i| i.parameters.block_size = 3 << 20), Rule::FileParameters);
         assert_eq!(broken(|i| i.virtual_size = 0), Rule::DiskSize);
         assert_eq!(broken(|i| i.virtual_size = 513), Rule::DiskSize);
-        assert_eq!(broken(|i| i.virtual_size = u64::MAX & !511), Rule::DiskSize);
+        assert_eq!(broken(|i| i.virtual_size = !511), Rule::DiskSize);
         assert_eq!(broken(|i| i.logical_sector_size = 1024), Rule::SectorSize);
         assert_eq!(broken(|i| i.physical_sector_size = 0), Rule::SectorSize);
     }

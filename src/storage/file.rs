@@ -1,88 +1,95 @@
-//! Files of the host.
+//! Files and block devices of the host.
 
 use std::any::Any;
-use std::fs::{File, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::{sys, Access, Barrier, CopyMethod, FileId, FileSystem, LockMode, Storage};
+use super::sys::{self, ByteLock, Fallocate, Seek};
+use super::{Access, Barrier, CopyMethod, FileId, FileSystem, LockMode, Storage};
 
-/// A regular file or block device of the host.
+/// An open regular file or block device.
 #[derive(Debug)]
 pub struct FileStorage {
     file: File,
-    is_device: bool,
+    kind: Kind,
     id: FileId,
-    locked: Mutex<LockMode>,
+    lock: Mutex<LockMode>,
 }
 
-fn not_a_disk() -> io::Error {
-    io::Error::from_raw_os_error(libc::EINVAL)
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Regular,
+    BlockDevice,
+}
+
+fn errno(code: i32) -> io::Error {
+    io::Error::from_raw_os_error(code)
+}
+
+/// Whether the kernel or the file system lacks the operation, so that another way may work.
+fn is_unsupported(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EOPNOTSUPP | libc::ENOSYS | libc::EINVAL | libc::ENODEV)
+    )
 }
 
 impl FileStorage {
-    /// Takes an open file; anything but a regular file or a block device is `EINVAL`.
+    /// Takes over an open file, for whatever it was opened for. Anything but a regular file or a block device is
+    /// `EINVAL`.
     pub fn from_file(file: File) -> io::Result<Arc<FileStorage>> {
         let metadata = file.metadata()?;
-        let kind = metadata.file_type();
-        if !kind.is_file() && !kind.is_block_device() {
-            return Err(not_a_disk());
-        }
+        let (kind, id) = if metadata.is_file() {
+            (Kind::Regular, FileId(metadata.dev(), metadata.ino()))
+        } else if metadata.file_type().is_block_device() {
+            // One device may have many nodes. No file system has this inode number.
+            (Kind::BlockDevice, FileId(metadata.rdev(), u64::MAX))
+        } else {
+            return Err(errno(libc::EINVAL));
+        };
         Ok(Arc::new(FileStorage {
-            is_device: kind.is_block_device(),
-            id: match kind.is_block_device() {
-                true => FileId(u64::MAX, metadata.rdev()),
-                false => FileId(metadata.dev(), metadata.ino()),
-            },
-            locked: Mutex::new(LockMode::None),
             file,
+            kind,
+            id,
+            lock: Mutex::new(LockMode::None),
         }))
     }
 
-    fn write_zeros(&self, mut at: u64, len: u64) -> io::Result<()> {
-        static ZEROS: [u8; 256 << 10] = [0; 256 << 10];
-        let end = at + len;
-        while at < end {
-            let piece = &ZEROS[..(end - at).min(ZEROS.len() as u64) as usize];
-            self.write_at(piece, at)?;
-            at += piece.len() as u64;
+    /// Finishes what was opened with `O_NONBLOCK`. The flag is taken back, since io_uring, for one, fails requests on
+    /// such files with `EAGAIN` where it would else wait.
+    fn from_nonblocking(file: File) -> io::Result<Arc<dyn Storage>> {
+        let storage = Self::from_file(file)?;
+        let fd = storage.file.as_fd();
+        sys::set_status_flags(fd, sys::status_flags(fd)? & !libc::O_NONBLOCK)?;
+        Ok(storage)
+    }
+
+    fn write_zeros(&self, mut start: u64, mut len: u64) -> io::Result<()> {
+        let zeros = vec![0u8; len.min(1 << 20) as usize];
+        while len > 0 {
+            let part = len.min(zeros.len() as u64);
+            self.file.write_all_at(&zeros[..part as usize], start)?;
+            start += part;
+            len -= part;
         }
         Ok(())
     }
 }
 
-/// QEMU's protocol: a read lock on byte `PERMISSION + bit` says what the holder does, one on `SHARED + bit` what it does
-/// not let others do.
-mod protocol {
-    pub(super) const PERMISSION: u64 = 100;
-    pub(super) const SHARED: u64 = 200;
-    const CONSISTENT_READ: u64 = 0;
-    const WRITE: u64 = 1;
-    const RESIZE: u64 = 3;
-    /// What a reader does, and what it does not let others do.
-    pub(super) const READER: (&[u64], &[u64]) = (&[CONSISTENT_READ], &[WRITE, RESIZE]);
-    /// The same for a writer.
-    pub(super) const WRITER: (&[u64], &[u64]) = (&[CONSISTENT_READ, WRITE, RESIZE], &[CONSISTENT_READ, WRITE, RESIZE]);
-}
-
-fn bits(mode: LockMode) -> (&'static [u64], &'static [u64]) {
-    match mode {
-        LockMode::None => (&[], &[]),
-        LockMode::Read => protocol::READER,
-        LockMode::Write => protocol::WRITER,
+impl Drop for FileStorage {
+    /// Closing the last descriptor unlocks, but it need not be ours: a child between fork and exec has them all, and
+    /// would make the file look locked for that moment.
+    fn drop(&mut self) {
+        let held = *self.lock.get_mut();
+        let _ = qemu_locks::change(&self.file, held, LockMode::None);
     }
-}
-
-fn bytes(mode: LockMode) -> impl Iterator<Item = u64> {
-    let (does, forbids) = bits(mode);
-    let does = does.iter().map(|bit| protocol::PERMISSION + bit);
-    does.chain(forbids.iter().map(|bit| protocol::SHARED + bit))
 }
 
 impl Storage for FileStorage {
@@ -95,33 +102,45 @@ impl Storage for FileStorage {
     }
 
     fn len(&self) -> io::Result<u64> {
-        match self.is_device {
-            true => sys::device_len(self.file.as_raw_fd()),
-            false => Ok(self.file.metadata()?.len()),
+        match self.kind {
+            Kind::Regular => Ok(self.file.metadata()?.len()),
+            Kind::BlockDevice => sys::block_device_len(self.file.as_fd()),
         }
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        match self.is_device {
-            true if len <= self.len()? => Ok(()),
-            true => Err(io::Error::from_raw_os_error(libc::ENOSPC)),
-            false => self.file.set_len(len),
+        match self.kind {
+            Kind::Regular => self.file.set_len(len),
+            // A device has its length: less is a wish it ignores, more is space it does not have.
+            Kind::BlockDevice if len <= self.len()? => Ok(()),
+            Kind::BlockDevice => Err(errno(libc::ENOSPC)),
         }
     }
 
     fn flush(&self, _: Barrier) -> io::Result<()> {
+        // fdatasync covers the length too: it leaves out only metadata that is not needed to read the data back.
         self.file.sync_data()
     }
 
     fn zero_range(&self, file_offset: u64, len: u64) -> io::Result<()> {
-        let fd = self.file.as_raw_fd();
-        sys::zero_range(fd, file_offset, len)
-            .or_else(|_| sys::punch_hole(fd, file_offset, len))
-            .or_else(|_| self.write_zeros(file_offset, len))
+        if len == 0 {
+            return Ok(());
+        }
+        for what in [Fallocate::ZeroRange, Fallocate::PunchHole] {
+            match sys::fallocate(self.file.as_fd(), what, file_offset, len) {
+                // ZERO_RANGE allocates where there was a hole, which a full file system cannot; a hole does as well.
+                Err(e) if is_unsupported(&e) || e.raw_os_error() == Some(libc::ENOSPC) => {}
+                other => return other,
+            }
+        }
+        self.write_zeros(file_offset, len)
     }
 
     fn release_range(&self, file_offset: u64, len: u64) -> io::Result<()> {
-        sys::punch_hole(self.file.as_raw_fd(), file_offset, len)
+        if len == 0 {
+            return Ok(());
+        }
+        sys::fallocate(self.file.as_fd(), Fallocate::PunchHole, file_offset, len)
     }
 
     fn copy_range_from(
@@ -132,76 +151,72 @@ impl Storage for FileStorage {
         len: u64,
         method: CopyMethod,
     ) -> io::Result<()> {
-        let Some(source) = source.as_any().downcast_ref::<FileStorage>() else {
-            return Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP));
-        };
-        let (from, to) = (source.file.as_raw_fd(), self.file.as_raw_fd());
-        match method {
-            CopyMethod::Reflink => sys::clone_range(from, source_offset, to, file_offset, len),
-            CopyMethod::Offload => sys::copy_range(from, source_offset, to, file_offset, len),
+        let source = source
+            .as_any()
+            .downcast_ref::<FileStorage>()
+            .ok_or_else(|| errno(libc::EOPNOTSUPP))?;
+        if len == 0 {
+            return Ok(());
         }
+        let (from, to) = (source.file.as_fd(), self.file.as_fd());
+        if method == CopyMethod::Reflink {
+            return sys::clone_range(from, source_offset, to, file_offset, len);
+        }
+        let mut done = 0;
+        while done < len {
+            let part = (len - done).min(1 << 30) as usize;
+            match sys::copy_file_range(from, source_offset + done, to, file_offset + done, part)? {
+                0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+                copied => done += copied,
+            }
+        }
+        Ok(())
     }
 
     fn next_data(&self, file_offset: u64, end: u64) -> io::Result<Option<Range<u64>>> {
         if file_offset >= end {
             return Ok(None);
         }
-        match sys::next_data(self.file.as_raw_fd(), file_offset) {
-            Ok(None) => Ok(None),
-            Ok(Some(data)) if data.start >= end => Ok(None),
-            Ok(Some(data)) => Ok(Some(data.start.max(file_offset)..data.end.min(end))),
-            Err(_) => Ok(Some(file_offset..end)),
+        let start = match sys::seek(self.file.as_fd(), Seek::Data, file_offset) {
+            Ok(start) => start,
+            // No data from here to the end of the file.
+            Err(e) if e.raw_os_error() == Some(libc::ENXIO) => return Ok(None),
+            Err(e) if is_unsupported(&e) => return Ok(Some(file_offset..end)),
+            Err(e) => return Err(e),
+        };
+        if start >= end {
+            return Ok(None);
+        }
+        match sys::seek(self.file.as_fd(), Seek::Hole, start) {
+            Ok(stop) if stop > start => Ok(Some(start..stop.min(end))),
+            // The data just found was released meanwhile. Saying "data" of a hole is never wrong.
+            Ok(_) => Ok(Some(start..end)),
+            Err(e) if e.raw_os_error() == Some(libc::ENXIO) => Ok(Some(start..end)),
+            Err(e) => Err(e),
         }
     }
 
     fn grows_with_zeros(&self) -> bool {
-        !self.is_device
+        self.kind == Kind::Regular
     }
 
     fn available_space(&self) -> io::Result<Option<u64>> {
-        match self.is_device {
-            true => Ok(None),
-            false => sys::free_space(self.file.as_raw_fd()).map(Some),
+        match self.kind {
+            Kind::Regular => sys::available_space(self.file.as_fd()).map(Some),
+            Kind::BlockDevice => Ok(Some(0)),
         }
     }
 
     fn allocated(&self) -> Option<u64> {
-        let metadata = self.file.metadata().ok().filter(|_| !self.is_device)?;
+        let metadata = self.file.metadata().ok().filter(|_| self.kind == Kind::Regular)?;
         Some(metadata.blocks().saturating_mul(512))
     }
 
     fn lock(&self, mode: LockMode) -> io::Result<()> {
-        let mut locked = self.locked.lock();
-        let fd = self.file.as_raw_fd();
-        let held: Vec<u64> = bytes(*locked).collect();
-        let wanted: Vec<u64> = bytes(mode).collect();
-        let mut taken = Vec::new();
-        let result = (|| {
-            for &byte in wanted.iter().filter(|byte| !held.contains(byte)) {
-                sys::lock_byte(fd, byte)?;
-                taken.push(byte);
-            }
-            // Announce first, then look: two that do so at once may both give way, but never both go on.
-            let (does, forbids) = bits(mode);
-            let against = does.iter().map(|bit| protocol::SHARED + bit);
-            for byte in against.chain(forbids.iter().map(|bit| protocol::PERMISSION + bit)) {
-                if sys::is_locked(fd, byte)? {
-                    return Err(io::Error::from_raw_os_error(libc::EAGAIN));
-                }
-            }
-            Ok(())
-        })();
-        let surplus: Vec<u64> = match result {
-            Ok(()) => held.into_iter().filter(|byte| !wanted.contains(byte)).collect(),
-            Err(_) => taken,
-        };
-        for byte in surplus {
-            let _ = sys::unlock_byte(fd, byte);
-        }
-        if result.is_ok() {
-            *locked = mode;
-        }
-        result
+        let mut held = self.lock.lock();
+        qemu_locks::change(&self.file, *held, mode)?;
+        *held = mode;
+        Ok(())
     }
 
     fn id(&self) -> Option<FileId> {
@@ -217,52 +232,152 @@ impl Storage for FileStorage {
     }
 }
 
-/// The host's file system.
-#[derive(Debug, Default, Clone, Copy)]
+/// QEMU's protocol for image locking (block/file-posix.c), so that its programs and this library exclude each other.
+///
+/// There is one byte for each permission someone can use, and one for each that someone can refuse to share. Using or
+/// refusing is a *read* lock of the byte, which any number can hold; whoever wants the opposite asks whether a write
+/// lock would succeed, and backs off when not. Both sides mark first and ask second, so that of two that come at once
+/// at least one notices.
+mod qemu_locks {
+    use super::*;
+
+    const CONSISTENT_READ: u8 = 0x01;
+    const WRITE: u8 = 0x02;
+    const RESIZE: u8 = 0x08;
+
+    /// First byte of the permissions in use; the byte of bit n is n further.
+    const USED_BASE: u64 = 100;
+    /// First byte of the permissions not shared.
+    const REFUSED_BASE: u64 = 200;
+
+    /// The permissions used and refused in a mode.
+    fn masks(mode: LockMode) -> (u8, u8) {
+        match mode {
+            LockMode::None => (0, 0),
+            LockMode::Read => (CONSISTENT_READ, WRITE | RESIZE),
+            LockMode::Write => (CONSISTENT_READ | WRITE | RESIZE, CONSISTENT_READ | WRITE | RESIZE),
+        }
+    }
+
+    fn bits(mask: u8) -> impl Iterator<Item = u64> {
+        (0..8u64).filter(move |bit| mask & (1 << bit) != 0)
+    }
+
+    /// The bytes marked in a mode.
+    fn bytes(mode: LockMode) -> Vec<u64> {
+        let (used, refused) = masks(mode);
+        bits(used)
+            .map(|b| USED_BASE + b)
+            .chain(bits(refused).map(|b| REFUSED_BASE + b))
+            .collect()
+    }
+
+    /// Goes from `from` to `to`; on failure everything is as in `from`.
+    pub(super) fn change(file: &File, from: LockMode, to: LockMode) -> io::Result<()> {
+        let (before, after) = (bytes(from), bytes(to));
+        let added: Vec<u64> = after.iter().copied().filter(|b| !before.contains(b)).collect();
+        if let Err(e) = acquire(file, &added, to) {
+            for &byte in &added {
+                // Unlocking what is not locked does nothing; a failure leaves too much locked, never too little.
+                let _ = sys::set_lock(file.as_fd(), byte, ByteLock::Unlocked);
+            }
+            // POSIX lets a kernel say either.
+            let conflict = e.raw_os_error() == Some(libc::EACCES);
+            return Err(if conflict { errno(libc::EAGAIN) } else { e });
+        }
+        for byte in before.into_iter().filter(|b| !after.contains(b)) {
+            sys::set_lock(file.as_fd(), byte, ByteLock::Unlocked)?;
+        }
+        Ok(())
+    }
+
+    fn acquire(file: &File, added: &[u64], to: LockMode) -> io::Result<()> {
+        for &byte in added {
+            sys::set_lock(file.as_fd(), byte, ByteLock::Read)?;
+        }
+        let (used, refused) = masks(to);
+        let stands_against = bits(refused)
+            .map(|b| USED_BASE + b)
+            .chain(bits(used).map(|b| REFUSED_BASE + b));
+        for byte in stands_against {
+            if sys::is_locked_by_another(file.as_fd(), byte)? {
+                return Err(errno(libc::EAGAIN));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The host's file systems.
+#[derive(Debug, Clone, Copy, Default)]
 pub struct OsFileSystem;
 
-/// A path that can be given to the system: an empty one means the current directory.
-fn dir(path: &Path) -> &Path {
-    if path.as_os_str().is_empty() {
+/// `Path::parent` of a bare file name is empty where the kernel wants ".".
+fn or_here(dir: &Path) -> &Path {
+    if dir.as_os_str().is_empty() {
         Path::new(".")
     } else {
-        path
+        dir
     }
+}
+
+/// For file systems whose rename knows no flags. Between the two steps, and after a crash there, the file has both
+/// names.
+fn rename_by_link(from: &Path, to: &Path) -> io::Result<()> {
+    fs::hard_link(from, to)?;
+    fs::remove_file(from)
+}
+
+/// Close-on-exec is std's default. `O_NONBLOCK`: opening a FIFO without a writer would wait for one.
+fn open_flags() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.read(true).custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY);
+    options
 }
 
 impl FileSystem for OsFileSystem {
     fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn Storage>> {
-        // Without waiting: opening a FIFO or a modem would.
-        let file = OpenOptions::new()
-            .read(true)
+        let file = open_flags()
             .write(access == Access::Write)
-            .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
             .open(path)
             .map_err(|e| match e.raw_os_error() {
-                Some(libc::EISDIR | libc::ENXIO) => not_a_disk(),
+                // What the kernel says of directories opened for writing, sockets, and devices without a driver:
+                // neither regular files nor block devices.
+                Some(libc::EISDIR | libc::ENXIO | libc::ENODEV) => errno(libc::EINVAL),
                 _ => e,
             })?;
-        Ok(FileStorage::from_file(file)?)
+        FileStorage::from_nonblocking(file)
     }
 
     fn open_beneath(&self, root: &Path, path: &Path) -> io::Result<Arc<dyn Storage>> {
-        let outside = || io::Error::from_raw_os_error(libc::EXDEV);
-        let root = std::path::absolute(dir(root))?;
-        // Dots are resolved in the text only as far as they lead to the root; the kernel judges the rest.
+        // Only lexical work on `path`: nothing outside the root may be looked at on behalf of an untrusted name. The
+        // kernel then walks what is left and stops where it would leave the root.
         let path = std::path::absolute(path)?;
-        let mut plain = PathBuf::new();
-        for component in path.components() {
-            match component {
-                std::path::Component::ParentDir => drop(plain.pop()),
-                other => plain.push(other),
+        let lexical = std::path::absolute(or_here(root))?;
+        let rest = match path.strip_prefix(&lexical) {
+            Ok(rest) => rest,
+            // The path may have been resolved before, the root not.
+            Err(_) => path
+                .strip_prefix(fs::canonicalize(&lexical)?)
+                .map_err(|_| errno(libc::EXDEV))?,
+        };
+        let dir = open_flags().custom_flags(libc::O_DIRECTORY).open(&lexical)?;
+        let mut attempts = 0;
+        let file = loop {
+            match sys::open_beneath(dir.as_fd(), or_here(rest)) {
+                // A rename somewhere raced with a ".." in the path.
+                Err(e) if e.raw_os_error() == Some(libc::EAGAIN) && attempts < 100 => attempts += 1,
+                Err(e) if e.raw_os_error() == Some(libc::ENOSYS) => {
+                    return Err(io::Error::new(
+                        io::ErrorKind::Unsupported,
+                        "this kernel cannot confine files to a directory (openat2 came with Linux 5.6)",
+                    ));
+                }
+                Err(e) if e.raw_os_error() == Some(libc::ENXIO) => return Err(errno(libc::EINVAL)),
+                other => break other?,
             }
-        }
-        let relative = path
-            .strip_prefix(&root)
-            .or_else(|_| plain.strip_prefix(&root))
-            .map_err(|_| outside())?;
-        let file = sys::open_beneath(&File::open(&root)?, relative)?;
-        Ok(FileStorage::from_file(file)?)
+        };
+        FileStorage::from_nonblocking(file)
     }
 
     fn create_new(&self, path: &Path) -> io::Result<Arc<dyn Storage>> {
@@ -271,25 +386,46 @@ impl FileSystem for OsFileSystem {
     }
 
     fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
-        sys::rename_new(from, to)
+        match sys::rename_noreplace(from, to) {
+            // Also where a directory is renamed into itself, which then fails again below.
+            Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS | libc::EOPNOTSUPP)) => {
+                rename_by_link(from, to)
+            }
+            other => other,
+        }
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
-        std::fs::remove_file(path)
+        fs::remove_file(path)
     }
 
-    fn sync_dir(&self, path: &Path) -> io::Result<()> {
-        File::open(dir(path))?.sync_all()
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        open_flags()
+            .custom_flags(libc::O_DIRECTORY)
+            .open(or_here(dir))?
+            .sync_all()
     }
 
-    fn list(&self, path: &Path, limit: usize) -> io::Result<Vec<PathBuf>> {
-        std::fs::read_dir(dir(path))?
+    fn list(&self, dir: &Path, limit: usize) -> io::Result<Vec<PathBuf>> {
+        fs::read_dir(or_here(dir))?
             .take(limit)
-            .map(|entry| Ok(entry?.path()))
+            .map(|entry| Ok(dir.join(entry?.file_name())))
             .collect()
     }
 
     fn absolute(&self, path: &Path) -> io::Result<PathBuf> {
-        std::fs::canonicalize(dir(path))
+        match fs::canonicalize(path) {
+            // A file about to be created has a place too - unless a link that leads nowhere has its name.
+            Err(e) if e.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(path).is_err() => {
+                match (path.parent(), path.file_name()) {
+                    (Some(dir), Some(name)) => Ok(fs::canonicalize(or_here(dir))?.join(name)),
+                    _ => Err(e),
+                }
+            }
+            other => other,
+        }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,205 +1,242 @@
-//! System calls the standard library does not offer, one function each. With `ffi`, the only unsafe code there is.
+//! The system calls that std has no safe form of: one call per function, errno kept, interrupted calls retried.
+//!
+//! Everything takes a borrowed descriptor, so that none can be closed (and its number reused) during a call. Policy -
+//! fallbacks, what an errno means - is the callers'; see `file`.
 
-#![allow(unsafe_code)]
+#![expect(
+    unsafe_code,
+    reason = "the only place in storage that talks to the kernel without std"
+)]
 
 use std::ffi::CString;
 use std::fs::File;
 use std::io;
-use std::ops::Range;
-use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-fn check(result: libc::c_int) -> io::Result<()> {
-    match result {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
+// Offsets go to the kernel as off_t. With 32-bit ones files would end at 2 GiB.
+const _: () = assert!(size_of::<libc::off_t>() == 8, "a 64-bit off_t is needed");
 
+/// Signed offset of the kernel's interface; `EINVAL` beyond 2^63 - 1, as the kernel would say.
 fn offset(value: u64) -> io::Result<libc::off_t> {
-    libc::off_t::try_from(value).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))
+    libc::off_t::try_from(value).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
 }
 
 fn c_path(path: &Path) -> io::Result<CString> {
     CString::new(path.as_os_str().as_bytes()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
 }
 
-fn retry(mut call: impl FnMut() -> io::Result<()>) -> io::Result<()> {
+/// Repeats `call` until it is not interrupted. `call` returns -1 and sets errno on failure.
+fn retry(mut call: impl FnMut() -> i64) -> io::Result<i64> {
     loop {
-        match call() {
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
-            other => return other,
+        let result = call();
+        if result != -1 {
+            return Ok(result);
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
         }
     }
 }
 
-/// fallocate(2) with `mode`.
-fn fallocate(fd: RawFd, mode: libc::c_int, at: u64, len: u64) -> io::Result<()> {
-    let (at, len) = (offset(at)?, offset(len)?);
-    // SAFETY: plain integers; the kernel checks the descriptor.
-    retry(|| check(unsafe { libc::fallocate(fd, mode, at, len) }))
+/// What [`fallocate`] does to a range. None of them changes the length of the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fallocate {
+    /// Gives the space back; the range reads as zeros.
+    PunchHole,
+    /// The range reads as zeros and keeps (or gains) its space.
+    ZeroRange,
 }
 
-/// Frees the range; it reads as zeros.
-pub(super) fn punch_hole(fd: RawFd, at: u64, len: u64) -> io::Result<()> {
-    fallocate(fd, libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE, at, len)
+pub(super) fn fallocate(fd: BorrowedFd<'_>, what: Fallocate, start: u64, len: u64) -> io::Result<()> {
+    let mode = libc::FALLOC_FL_KEEP_SIZE
+        | match what {
+            Fallocate::PunchHole => libc::FALLOC_FL_PUNCH_HOLE,
+            Fallocate::ZeroRange => libc::FALLOC_FL_ZERO_RANGE,
+        };
+    let (start, len) = (offset(start)?, offset(len)?);
+    // SAFETY: no pointers; the descriptor is open while borrowed.
+    retry(|| i64::from(unsafe { libc::fallocate(fd.as_raw_fd(), mode, start, len) })).map(drop)
 }
 
-/// Makes the range read as zeros, space kept.
-pub(super) fn zero_range(fd: RawFd, at: u64, len: u64) -> io::Result<()> {
-    fallocate(fd, libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE, at, len)
-}
-
-/// The next range with data at or after `from`, both ends as lseek(2) reports them; `None` if there is none.
-pub(super) fn next_data(fd: RawFd, from: u64) -> io::Result<Option<Range<u64>>> {
-    let seek = |at: u64, whence| {
-        let at = offset(at)?;
-        // SAFETY: plain integers. The file position moves, which nothing here uses: all I/O is positional.
-        let found = unsafe { libc::lseek(fd, at, whence) };
-        u64::try_from(found).map_err(|_| io::Error::last_os_error())
+/// FICLONERANGE. A `len` of 0 means "to the end of the source" to the kernel.
+pub(super) fn clone_range(
+    source: BorrowedFd<'_>,
+    source_start: u64,
+    destination: BorrowedFd<'_>,
+    destination_start: u64,
+    len: u64,
+) -> io::Result<()> {
+    let range = libc::file_clone_range {
+        src_fd: i64::from(source.as_raw_fd()),
+        src_offset: source_start,
+        src_length: len,
+        dest_offset: destination_start,
     };
-    match seek(from, libc::SEEK_DATA) {
-        Err(e) if e.raw_os_error() == Some(libc::ENXIO) => Ok(None),
-        Err(e) => Err(e),
-        Ok(start) => Ok(Some(start..seek(start, libc::SEEK_HOLE)?)),
-    }
+    // SAFETY: FICLONERANGE reads one `file_clone_range`, which outlives the call; both descriptors are open while
+    // borrowed.
+    retry(|| i64::from(unsafe { libc::ioctl(destination.as_raw_fd(), libc::FICLONERANGE, &range) })).map(drop)
 }
 
-/// FICLONERANGE: `len` bytes of `target` share the extents of `source`.
-pub(super) fn clone_range(source: RawFd, source_at: u64, target: RawFd, target_at: u64, len: u64) -> io::Result<()> {
-    #[repr(C)]
-    struct Range {
-        source: i64,
-        source_at: u64,
-        len: u64,
-        target_at: u64,
-    }
-    // _IOW(0x94, 13, struct file_clone_range)
-    const FICLONERANGE: libc::c_ulong = 0x4020_940D;
-    let range = Range {
-        source: i64::from(source),
-        source_at,
-        len,
-        target_at,
-    };
-    // SAFETY: the request reads one struct of this layout from the pointer, which lives through the call.
-    retry(|| check(unsafe { libc::ioctl(target, FICLONERANGE as _, &raw const range) }))
-}
-
-/// copy_file_range(2) until `len` bytes are copied.
-pub(super) fn copy_range(source: RawFd, source_at: u64, target: RawFd, target_at: u64, len: u64) -> io::Result<()> {
-    let (mut from, mut to) = (offset(source_at)?, offset(target_at)?);
-    let mut left = len;
-    while left > 0 {
-        let piece = usize::try_from(left.min(1 << 30)).unwrap_or(1 << 30);
-        // SAFETY: the two offsets are live and exclusively borrowed for the call, which updates them.
-        let copied = unsafe { libc::copy_file_range(source, &raw mut from, target, &raw mut to, piece, 0) };
-        match u64::try_from(copied) {
-            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-            Ok(copied) => left -= copied,
-            Err(_) => match io::Error::last_os_error() {
-                e if e.kind() == io::ErrorKind::Interrupted => {}
-                e => return Err(e),
-            },
-        }
-    }
-    Ok(())
-}
-
-fn ofd(fd: RawFd, command: libc::c_int, kind: libc::c_int, at: u64, len: u64) -> io::Result<libc::flock> {
-    // SAFETY: flock is plain data for which all zeros is valid.
-    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
-    lock.l_type = kind as libc::c_short;
-    lock.l_whence = libc::SEEK_SET as libc::c_short;
-    lock.l_start = offset(at)?;
-    lock.l_len = offset(len)?;
-    // SAFETY: the struct lives through the call, which may write to it.
-    retry(|| match unsafe { libc::fcntl(fd, command, &raw mut lock) } {
-        -1 => Err(io::Error::last_os_error()),
-        _ => Ok(()),
+/// copy_file_range; returns the bytes copied, possibly fewer than `len`, 0 at the end of the source.
+pub(super) fn copy_file_range(
+    source: BorrowedFd<'_>,
+    source_start: u64,
+    destination: BorrowedFd<'_>,
+    destination_start: u64,
+    len: usize,
+) -> io::Result<u64> {
+    let (source_start, destination_start) = (offset(source_start)?, offset(destination_start)?);
+    let copied = retry(|| {
+        let (mut from, mut to) = (source_start, destination_start);
+        // SAFETY: the kernel reads and writes the two offsets, locals that outlive the call; both descriptors are open
+        // while borrowed.
+        let copied =
+            unsafe { libc::copy_file_range(source.as_raw_fd(), &mut from, destination.as_raw_fd(), &mut to, len, 0) };
+        copied as i64
     })?;
-    Ok(lock)
+    Ok(copied as u64)
 }
 
-/// Takes a shared open-file-description lock on one byte.
-pub(super) fn lock_byte(fd: RawFd, at: u64) -> io::Result<()> {
-    ofd(fd, libc::F_OFD_SETLK, libc::F_RDLCK, at, 1).map(drop)
+/// What [`seek`] looks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Seek {
+    Data,
+    Hole,
 }
 
-/// Drops the lock on one byte.
-pub(super) fn unlock_byte(fd: RawFd, at: u64) -> io::Result<()> {
-    ofd(fd, libc::F_OFD_SETLK, libc::F_UNLCK, at, 1).map(drop)
+/// lseek with SEEK_DATA or SEEK_HOLE. Moves the file's cursor, which nothing in this library uses.
+pub(super) fn seek(fd: BorrowedFd<'_>, what: Seek, start: u64) -> io::Result<u64> {
+    let whence = match what {
+        Seek::Data => libc::SEEK_DATA,
+        Seek::Hole => libc::SEEK_HOLE,
+    };
+    let start = offset(start)?;
+    // SAFETY: no pointers; the descriptor is open while borrowed.
+    retry(|| unsafe { libc::lseek(fd.as_raw_fd(), start, whence) }).map(|at| at as u64)
 }
 
-/// Whether somebody else holds a lock on the byte.
-pub(super) fn is_locked(fd: RawFd, at: u64) -> io::Result<bool> {
-    let lock = ofd(fd, libc::F_OFD_GETLK, libc::F_WRLCK, at, 1)?;
-    Ok(libc::c_int::from(lock.l_type) != libc::F_UNLCK)
+/// State of one byte's open file description lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ByteLock {
+    Unlocked,
+    Read,
 }
 
-/// Opens `path`, relative to `root` and never leaving it, for reading.
-pub(super) fn open_beneath(root: &File, path: &Path) -> io::Result<File> {
+fn flock(kind: libc::c_int, start: u64) -> io::Result<libc::flock> {
+    Ok(libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: offset(start)?,
+        l_len: 1,
+        // The kernel refuses anything else for open file description locks.
+        l_pid: 0,
+    })
+}
+
+/// F_OFD_SETLK of the byte at `start`, without waiting.
+pub(super) fn set_lock(fd: BorrowedFd<'_>, start: u64, state: ByteLock) -> io::Result<()> {
+    let lock = flock(
+        match state {
+            ByteLock::Unlocked => libc::F_UNLCK,
+            ByteLock::Read => libc::F_RDLCK,
+        },
+        start,
+    )?;
+    // SAFETY: F_OFD_SETLK reads one `flock`, which outlives the call; the descriptor is open while borrowed.
+    retry(|| i64::from(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_SETLK, &lock) })).map(drop)
+}
+
+/// F_OFD_GETLK: whether a write lock of the byte at `start` would meet another's lock.
+pub(super) fn is_locked_by_another(fd: BorrowedFd<'_>, start: u64) -> io::Result<bool> {
+    let mut lock = flock(libc::F_WRLCK, start)?;
+    // SAFETY: F_OFD_GETLK reads and writes one `flock`, which outlives the call; the descriptor is open while borrowed.
+    retry(|| i64::from(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_OFD_GETLK, &mut lock) }))?;
+    Ok(lock.l_type != libc::F_UNLCK as libc::c_short)
+}
+
+/// openat2 for reading with RESOLVE_BENEATH: `path`, relative, cannot leave `root` by "..", links or mounts' magic.
+/// Opened like everything else: close-on-exec, never blocking, never becoming the controlling terminal.
+pub(super) fn open_beneath(root: BorrowedFd<'_>, path: &Path) -> io::Result<File> {
     let path = c_path(path)?;
-    // SAFETY: open_how is plain data for which all zeros is valid.
-    let mut how: libc::open_how = unsafe { std::mem::zeroed() };
+    // SAFETY: `open_how` is three integers; zeros are a value of it (and what the kernel asks of fields unknown here).
+    let mut how: libc::open_how = unsafe { MaybeUninit::zeroed().assume_init() };
     how.flags = (libc::O_RDONLY | libc::O_CLOEXEC | libc::O_NONBLOCK | libc::O_NOCTTY) as u64;
-    how.resolve = libc::RESOLVE_BENEATH | libc::RESOLVE_NO_MAGICLINKS;
-    // SAFETY: path and struct live through the call and the size is the struct's.
-    let fd = unsafe {
+    how.resolve = libc::RESOLVE_BENEATH;
+    // SAFETY: the kernel reads the string to its NUL and `size_of(how)` bytes of `how`; both outlive the call; the
+    // descriptor is open while borrowed.
+    let fd = retry(|| unsafe {
         libc::syscall(
             libc::SYS_openat2,
             root.as_raw_fd(),
             path.as_ptr(),
-            &raw const how,
-            size_of::<libc::open_how>(),
+            &how,
+            size_of_val(&how),
         )
-    };
-    match RawFd::try_from(fd) {
-        // SAFETY: the call returned a new descriptor that nobody else owns.
-        Ok(fd) if fd >= 0 => Ok(unsafe { File::from_raw_fd(fd) }),
-        _ => Err(io::Error::last_os_error()),
-    }
+    })?;
+    // SAFETY: the call succeeded, so this is a descriptor just opened that nobody else knows.
+    Ok(unsafe { File::from_raw_fd(fd as libc::c_int) })
 }
 
-/// Renames unless `to` exists.
-pub(super) fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
-    let (from_c, to_c) = (c_path(from)?, c_path(to)?);
-    // SAFETY: both strings live through the call.
-    let renamed = check(unsafe {
-        libc::renameat2(
-            libc::AT_FDCWD,
-            from_c.as_ptr(),
-            libc::AT_FDCWD,
-            to_c.as_ptr(),
-            libc::RENAME_NOREPLACE,
-        )
-    });
-    match renamed {
-        Err(e) if matches!(e.raw_os_error(), Some(libc::EINVAL | libc::ENOSYS)) => {
-            // A file system without the flag: a hard link does not replace either.
-            std::fs::hard_link(from, to)?;
-            std::fs::remove_file(from)
-        }
-        other => other,
-    }
+/// renameat2 with RENAME_NOREPLACE, relative paths from the working directory.
+pub(super) fn rename_noreplace(from: &Path, to: &Path) -> io::Result<()> {
+    let (from, to) = (c_path(from)?, c_path(to)?);
+    // SAFETY: the kernel reads both strings to their NUL; both outlive the call.
+    retry(|| {
+        i64::from(unsafe {
+            libc::renameat2(
+                libc::AT_FDCWD,
+                from.as_ptr(),
+                libc::AT_FDCWD,
+                to.as_ptr(),
+                libc::RENAME_NOREPLACE,
+            )
+        })
+    })
+    .map(drop)
 }
 
-/// Bytes free to unprivileged users on the file system of an open file.
-pub(super) fn free_space(fd: RawFd) -> io::Result<u64> {
-    // SAFETY: statvfs is plain data for which all zeros is valid.
-    let mut stat: libc::statvfs = unsafe { std::mem::zeroed() };
-    // SAFETY: the struct lives through the call, which fills it.
-    retry(|| check(unsafe { libc::fstatvfs(fd, &raw mut stat) }))?;
-    Ok(stat.f_bavail.saturating_mul(stat.f_frsize))
+/// Bytes an unprivileged process may still allocate in the file system of `fd`.
+pub(super) fn available_space(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut info = MaybeUninit::<libc::statvfs>::uninit();
+    // SAFETY: the kernel writes one `statvfs`, which outlives the call; the descriptor is open while borrowed.
+    retry(|| i64::from(unsafe { libc::fstatvfs(fd.as_raw_fd(), info.as_mut_ptr()) }))?;
+    // SAFETY: the call succeeded, so all of it is written.
+    let info = unsafe { info.assume_init() };
+    Ok(info.f_bavail.saturating_mul(info.f_frsize))
 }
 
-/// Bytes of a block device.
-pub(super) fn device_len(fd: RawFd) -> io::Result<u64> {
-    // _IOR(0x12, 114, size_t)
-    const BLKGETSIZE64: libc::c_ulong = 0x8008_1272;
-    let mut len = 0u64;
-    // SAFETY: the request writes eight bytes to the pointer, which lives through the call.
-    check(unsafe { libc::ioctl(fd, BLKGETSIZE64 as _, &raw mut len) })?;
+// linux/fs.h: _IOR(0x12, 114, size_t). The direction bits differ on three families of processors.
+const BLKGETSIZE64: u32 = if cfg!(any(
+    target_arch = "powerpc64",
+    target_arch = "mips64",
+    target_arch = "mips64r6",
+    target_arch = "sparc64"
+)) {
+    0x4008_1272
+} else {
+    0x8008_1272
+};
+
+/// BLKGETSIZE64: bytes of a block device.
+pub(super) fn block_device_len(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut len: u64 = 0;
+    // SAFETY: BLKGETSIZE64 writes one 64-bit integer, which outlives the call; the descriptor is open while borrowed.
+    retry(|| i64::from(unsafe { libc::ioctl(fd.as_raw_fd(), BLKGETSIZE64 as libc::Ioctl, &mut len) }))?;
     Ok(len)
+}
+
+/// fcntl F_GETFL: access mode and status flags.
+pub(super) fn status_flags(fd: BorrowedFd<'_>) -> io::Result<libc::c_int> {
+    // SAFETY: no pointers; the descriptor is open while borrowed.
+    retry(|| i64::from(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) })).map(|flags| flags as libc::c_int)
+}
+
+/// fcntl F_SETFL: status flags; others are ignored.
+pub(super) fn set_status_flags(fd: BorrowedFd<'_>, flags: libc::c_int) -> io::Result<()> {
+    // SAFETY: no pointers; the descriptor is open while borrowed.
+    retry(|| i64::from(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags) })).map(drop)
 }
