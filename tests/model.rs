@@ -13,15 +13,40 @@ const MIB: u64 = 1 << 20;
 
 #[derive(Debug, Clone)]
 enum Op {
-    Write { at: u64, len: u64, byte: u8, fua: bool },
-    Zero { at: u64, len: u64, unmap: bool },
-    Discard { at: u64, len: u64 },
+    Write {
+        at: u64,
+        len: u64,
+        byte: u8,
+        fua: bool,
+    },
+    Zero {
+        at: u64,
+        len: u64,
+        unmap: bool,
+    },
+    Discard {
+        at: u64,
+        len: u64,
+    },
     Flush,
     Reopen,
     Abort,
-    Checkpoint { block_mib: u32 },
-    Merge { top: usize, span: usize, mode: MergeMode },
-    CompareLayer { layer: usize },
+    Checkpoint {
+        block_mib: u32,
+    },
+    /// A child made by hand, larger or smaller than its parent.
+    Child {
+        size: u64,
+        block_mib: u32,
+    },
+    Merge {
+        top: usize,
+        span: usize,
+        mode: MergeMode,
+    },
+    CompareLayer {
+        layer: usize,
+    },
 }
 
 #[derive(Debug, Clone)]
@@ -78,6 +103,7 @@ fn op() -> impl Strategy<Value = Op> {
         2 => Just(Op::Reopen),
         1 => Just(Op::Abort),
         3 => (0u32..3).prop_map(|shift| Op::Checkpoint { block_mib: 1 << shift }),
+        1 => (1u64..24_000, 0u32..3).prop_map(|(size, shift)| Op::Child { size, block_mib: 1 << shift }),
         3 => (0usize..4, 1usize..4, mode).prop_map(|(top, span, mode)| Op::Merge { top, span, mode }),
         1 => (0usize..5).prop_map(|layer| Op::CompareLayer { layer }),
     ]
@@ -159,6 +185,27 @@ impl World {
                     ops::checkpoint(self.chain(), &path, &options).unwrap();
                     self.leaf = path;
                     self.layers.insert(0, self.layers[0].clone());
+                }
+            }
+            Op::Child { size, block_mib } => {
+                if self.layers.len() < 6 {
+                    let sector = u64::from(self.chain().limits().logical_sector_size);
+                    let size = size * 512 / sector * sector + sector;
+                    self.chain.take().unwrap().close().unwrap();
+                    self.next += 1;
+                    let path = PathBuf::from(format!("/vm/{}.avhdx", self.next));
+                    let mut create = CreateOptions::default();
+                    create.disk_type = DiskType::Differencing;
+                    create.parent = Some(self.leaf.clone());
+                    create.size = size;
+                    create.block_size = block_mib << 20;
+                    create.open = self.options();
+                    ops::create(&path, &create).unwrap();
+                    self.leaf = path;
+                    let mut content = self.layers[0].clone();
+                    content.resize(size as usize, 0);
+                    self.layers.insert(0, content);
+                    self.open();
                 }
             }
             Op::Merge { top, span, mode } => {
