@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::snapshot::Snapshot;
 use super::Chain;
 use crate::error::{Error, ErrorKind, Result};
-use crate::image::write::Payload;
+use crate::image::payload::Payload;
 use crate::image::Image;
 use crate::options::{CacheMode, ZeroFlags};
 use crate::units::{align_down, align_up, Geometry};

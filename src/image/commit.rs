@@ -7,7 +7,9 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
-use super::write::{surveyed, DirtyPage, Writer};
+use super::allocate::surveyed;
+use super::change::DirtyPage;
+use super::write::Writer;
 use super::{headers, Image, WriteMode};
 use crate::error::{IoContext, PathContext, Result};
 use crate::format::header::Header;

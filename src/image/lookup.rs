@@ -216,7 +216,7 @@ impl Image {
 
     /// [`Image::bitmap_page_offset`] without I/O, for use under the lock that I/O must not be done under; `None` when
     /// that takes I/O.
-    fn resident_bitmap_offset(&self, page: u64) -> Option<u64> {
+    pub(super) fn resident_bitmap_offset(&self, page: u64) -> Option<u64> {
         let index = self.geometry().bitmap_index(ChunkIndex(page / BITMAP_PAGES));
         let entry = BitmapEntry::decode(self.bat.peek(index.0)?).ok()?;
         Some(entry.file_offset + page % BITMAP_PAGES * PAGE_BYTES as u64)

@@ -4,8 +4,9 @@
 //!   front        identifier, headers, log, regions, metadata: what must be right before a block is looked at
 //!   paged        words of BAT and bitmaps, brought in on first touch
 //!   lookup       what a byte range of the disk is in this file            (no lock, no I/O once pages are in)
-//!   space        which MiB of the file is whose
-//!   write        in place, allocating, zero, discard                      (claims)
+//!   space        which MiB of the file is whose                           (allocate: the survey, taking, giving back)
+//!   write        in place, allocating, zero, discard                      (claims, payload)
+//!   change       metadata in memory: held pages, one change at a time
 //!   commit       payload -> log entry -> in place                         (one leader, any number of followers)
 //!   headers      the two-round header update
 //!   create       a new file
@@ -14,6 +15,8 @@
 //!
 //! The geometry of an [`Image`] never changes: what resizes a file closes the image and opens a new one.
 
+mod allocate;
+pub(crate) mod change;
 pub(crate) mod claims;
 pub(crate) mod commit;
 pub(crate) mod create;
@@ -21,6 +24,7 @@ pub(crate) mod front;
 pub(crate) mod headers;
 pub(crate) mod lookup;
 pub(crate) mod paged;
+pub(crate) mod payload;
 pub(crate) mod restructure;
 pub(crate) mod space;
 pub(crate) mod write;

@@ -159,18 +159,6 @@ impl PagedTable {
         self.budget.add(PAGE_BYTES as u64);
     }
 
-    /// The resident page, making `held` resident again if it was evicted. The caller holds the lock that eviction
-    /// takes, and `held` is as it was loaded.
-    pub(crate) fn settle(&self, page: u64, held: Arc<Page>) -> Arc<Page> {
-        match self.resident(page) {
-            Some(found) => found,
-            None => {
-                self.insert(page, held.clone());
-                held
-            }
-        }
-    }
-
     /// Whether it is time to call [`PagedTable::evict`].
     pub(crate) fn wants_eviction(&self) -> bool {
         self.budget.exceeded() && self.resident.lock().len() > FLOOR

@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::change::DirtyPage;
 use super::commit::pages_of;
 use super::front::Front;
 use super::paged::{PAGE_BYTES, PAGE_WORDS};
-use super::write::DirtyPage;
 use super::{Image, WriteMode};
 use crate::error::{Error, ErrorKind, IoContext, PathContext, Result};
 use crate::format::bat::{PayloadEntry, PayloadState};

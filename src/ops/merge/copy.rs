@@ -8,7 +8,7 @@ use crate::chain::snapshot::walk;
 use crate::chain::{Chain, Watch};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::lookup::Source;
-use crate::image::write::Payload;
+use crate::image::payload::Payload;
 use crate::image::Image;
 use crate::options::{MergeMode, MergeOptions, Progress, ProgressFn};
 use crate::storage::{CopyMethod, Storage};
