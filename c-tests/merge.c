@@ -1,85 +1,198 @@
-/* Merging: live, cancelled, finished, refused. */
+/* Merging changes files, never what the disk reads as; it can be refused, cancelled and finished later. */
 #include "check.h"
 
-static int freed;
+#define DISK_SIZE (16 * MIB)
 
-static void count_free(void *user)
+static unsigned char *model, *buf;
+
+/* base <- a <- b, open, with data in each. */
+static avhdx_disk *chain(const char *dir)
 {
-    (void)user;
-    freed++;
+    avhdx_disk *disk;
+    char base[64], a[64], b[64];
+    uint64_t at;
+
+    NEED(mkdir(tmp(dir), 0700) == 0);
+    snprintf(base, sizeof base, "%s/base.vhdx", dir);
+    snprintf(a, sizeof a, "%s/a.avhdx", dir);
+    snprintf(b, sizeof b, "%s/b.avhdx", dir);
+    NEED(create(tmp(base), "size=16M,block-size=1M") == 0);
+    NEED((disk = open_with(tmp(base), "")) != NULL);
+    memset(model, 0, DISK_SIZE);
+    fill(model, 6 * MIB, 1);
+    NEED(avhdx_pwrite(disk, model, 6 * MIB, 0, 0) == 0);
+    NEED(avhdx_checkpoint(disk, tmp(a), NULL) == 0);
+    for (at = 0; at < DISK_SIZE; at += 700 * KIB) {
+        fill(model + at, 5000, at + 2);
+        NEED(avhdx_pwrite(disk, model + at, 5000, at, 0) == 0);
+    }
+    NEED(avhdx_checkpoint(disk, tmp(b), NULL) == 0);
+    fill(model + 2 * MIB + 100, 2 * MIB, 3);
+    NEED(avhdx_pwrite(disk, model + 2 * MIB + 100, 2 * MIB, 2 * MIB + 100, 0) == 0);
+    memset(model + 9 * MIB, 0, MIB);
+    NEED(avhdx_zero(disk, 9 * MIB, MIB, AVHDX_MAY_UNMAP) == 0);
+    return disk;
 }
 
-static int stop(void *user, uint64_t done, uint64_t total)
+static void reads_the_same(avhdx_disk *disk)
 {
-    (void)user;
-    CHECK(done <= total);
-    return 1;
+    CHECK_OK(avhdx_pread(disk, buf, DISK_SIZE, 0));
+    CHECK(memcmp(buf, model, DISK_SIZE) == 0);
 }
 
-static int go_on(void *user, uint64_t done, uint64_t total)
+static void whole_chain_into_the_base(void)
 {
-    (void)total;
-    *(uint64_t *)user = done;
-    return 0;
+    avhdx_disk *disk = chain("all");
+
+    CHECK_OK(merge_with(disk, 0, 2, "mode=copy,verify"));
+    CHECK_INT(avhdx_layer_count(disk), 1);
+    CHECK(!exists(tmp("all/a.avhdx")) && !exists(tmp("all/b.avhdx")));
+    reads_the_same(disk);
+    model[5] = 9;
+    CHECK_OK(avhdx_pwrite(disk, model + 5, 1, 5, AVHDX_FUA));
+    CHECK_OK(avhdx_close(disk));
+    CHECK_OK(errors_in(tmp("all/base.vhdx")));
+    NEED((disk = open_with(tmp("all/base.vhdx"), "read-only")) != NULL);
+    reads_the_same(disk);
+    CHECK_OK(avhdx_close(disk));
 }
 
-static avhdx_disk *make_chain(void)
+static void middle_layer_repoints_the_leaf(void)
 {
-    avhdx_disk *d;
-    make_disk("base.vhdx", 8);
-    CHECK(avhdx_open(&d, in_dir("base.vhdx"), NULL) == 0);
-    fill(d, 0, 2 * MIB, 1);
-    CHECK(avhdx_checkpoint(d, in_dir("a.avhdx"), NULL) == 0);
-    fill(d, MIB, MIB, 2);
-    CHECK(avhdx_checkpoint(d, in_dir("b.avhdx"), NULL) == 0);
-    fill(d, 3 * MIB - 4096, 8192, 3);
-    return d;
+    avhdx_disk *disk = chain("middle");
+
+    CHECK_OK(merge_with(disk, 1, 2, "mode=consume"));
+    CHECK_INT(avhdx_layer_count(disk), 2);
+    CHECK(!exists(tmp("middle/a.avhdx")));
+    reads_the_same(disk);
+    CHECK_OK(avhdx_close(disk));
+    NEED((disk = open_with(tmp("middle/b.avhdx"), "")) != NULL);
+    CHECK_INT(avhdx_layer_count(disk), 2);
+    reads_the_same(disk);
+    CHECK_OK(avhdx_close(disk));
+    CHECK_OK(errors_in(tmp("middle/base.vhdx")));
+    CHECK_OK(errors_in(tmp("middle/b.avhdx")));
 }
 
-static void content(avhdx_disk *d)
+static void files_are_kept_on_request(void)
 {
-    expect(d, 0, MIB, 1);
-    expect(d, MIB, MIB, 2);
-    expect(d, 2 * MIB, MIB - 4096, 0);
-    expect(d, 3 * MIB - 4096, 8192, 3);
+    avhdx_disk *disk = chain("keep");
+
+    CHECK_OK(merge_with(disk, 0, 1, "unlink=off"));
+    CHECK_INT(avhdx_layer_count(disk), 2);
+    CHECK(exists(tmp("keep/b.avhdx")));
+    reads_the_same(disk);
+    CHECK_OK(avhdx_close(disk));
+}
+
+static void unusable_ranges(void)
+{
+    avhdx_disk *disk = chain("ranges");
+
+    CHECK_FAILS(merge_with(disk, 1, 1, ""), EINVAL, AVHDX_ERR_ARGUMENT);
+    CHECK_FAILS(merge_with(disk, 2, 1, ""), EINVAL, AVHDX_ERR_ARGUMENT);
+    CHECK_FAILS(merge_with(disk, 0, 3, ""), EINVAL, AVHDX_ERR_ARGUMENT);
+    CHECK_FAILS(merge_with(disk, 0, UINT32_MAX, ""), EINVAL, AVHDX_ERR_ARGUMENT);
+    CHECK_INT(avhdx_layer_count(disk), 3);
+    reads_the_same(disk);
+    CHECK_OK(avhdx_close(disk));
+}
+
+static void siblings_are_not_orphaned(void)
+{
+    avhdx_disk *disk = chain("siblings");
+    char line[300];
+
+    snprintf(line, sizeof line, "type=differencing,parent=%s", tmp("siblings/base.vhdx"));
+    NEED(create(tmp("siblings/other.avhdx"), line) == 0);
+    CHECK_FAILS(merge_with(disk, 0, 2, ""), EBUSY, AVHDX_ERR_HAS_CHILDREN);
+    CHECK_HAS(avhdx_error_message(NULL), "other.avhdx");
+    CHECK_HAS(avhdx_error_hint(NULL), "siblings=orphan");
+    CHECK_INT(avhdx_layer_count(disk), 3);
+    reads_the_same(disk);
+    CHECK_OK(merge_with(disk, 0, 2, "siblings=orphan"));
+    reads_the_same(disk);
+    CHECK_OK(avhdx_close(disk));
+}
+
+struct watch {
+    unsigned calls, freed;
+    uint64_t done, total, cancel_at;
+    int shrank;
+};
+
+static int progress(void *user, uint64_t done, uint64_t total)
+{
+    struct watch *w = user;
+
+    w->calls++;
+    w->shrank |= done < w->done || total < done;
+    w->done = done;
+    w->total = total;
+    return done >= w->cancel_at;
+}
+
+static void freed(void *user)
+{
+    ((struct watch *)user)->freed++;
+}
+
+static void cancelled_and_finished(void)
+{
+    avhdx_disk *disk = chain("cancel");
+    struct watch w = { 0, 0, 0, 0, 1, 0 };
+    avhdx_progress_cb cb = { progress, NULL, freed };
+
+    cb.user = &w;
+    CHECK_FAILS(avhdx_merge(disk, 0, 2, NULL, &cb), ECANCELED, AVHDX_ERR_CANCELLED);
+    CHECK(w.calls > 0);
+    CHECK_INT(w.freed, 1);
+    reads_the_same(disk);
+    CHECK_OK(avhdx_close(disk));
+    NEED((disk = open_with(tmp("cancel/b.avhdx"), "")) != NULL);
+    reads_the_same(disk);
+    memset(&w, 0, sizeof w);
+    w.cancel_at = UINT64_MAX;
+    CHECK_OK(avhdx_merge(disk, 0, 2, NULL, &cb));
+    CHECK_INT(w.freed, 1);
+    CHECK(!w.shrank && w.done > 0 && w.done == w.total);
+    reads_the_same(disk);
+    CHECK_OK(avhdx_close(disk));
+    CHECK_OK(errors_in(tmp("cancel/base.vhdx")));
+}
+
+static void by_path(void)
+{
+    avhdx_opts *o = opts("mode=auto,lock=on");
+    avhdx_disk *disk = chain("path");
+
+    CHECK_OK(avhdx_close(disk));
+    CHECK_INT(avhdx_merge_path(tmp("path/b.avhdx"), tmp("path/b.avhdx"), o, NULL), -EINVAL);
+    CHECK_OK(avhdx_merge_path(tmp("path/b.avhdx"), NULL, o, NULL));
+    CHECK(!exists(tmp("path/b.avhdx")) && exists(tmp("path/a.avhdx")));
+    CHECK_OK(avhdx_merge_path(tmp("path/a.avhdx"), tmp("path/base.vhdx"), o, NULL));
+    CHECK(!exists(tmp("path/a.avhdx")));
+    NEED((disk = open_with(tmp("path/base.vhdx"), "read-only")) != NULL);
+    reads_the_same(disk);
+    CHECK_OK(avhdx_close(disk));
+    CHECK_INT(avhdx_merge_path(tmp("path/base.vhdx"), NULL, o, NULL), -EINVAL);
+    CHECK_INT(avhdx_merge_path(tmp("path/none"), NULL, o, NULL), -ENOENT);
+    avhdx_opts_free(o);
 }
 
 int main(void)
 {
-    check_start();
-    avhdx_disk *d = make_chain();
-    struct avhdx_progress_cb cancel = {stop, NULL, count_free};
-    CHECK_FAILS(avhdx_merge(d, 1, 2, NULL, &cancel), ECANCELED, AVHDX_ERR_CANCELLED);
-    CHECK(freed == 1);
-    content(d);
-    CHECK(avhdx_layer_count(d) == 3);
-    uint64_t done = 0;
-    struct avhdx_progress_cb progress = {go_on, &done, count_free};
-    CHECK(avhdx_merge(d, 1, 2, NULL, &progress) == 0);
-    CHECK(freed == 2 && done >= MIB);
-    CHECK(avhdx_layer_count(d) == 2 && access(in_dir("a.avhdx"), F_OK) != 0);
-    content(d);
-    CHECK_FAILS(avhdx_merge(d, 1, 1, NULL, NULL), EINVAL, AVHDX_ERR_ARGUMENT);
-    CHECK_FAILS(avhdx_merge(d, 0, 7, NULL, NULL), EINVAL, AVHDX_ERR_ARGUMENT);
-    CHECK(avhdx_close(d) == 0);
-
-    /* Another child of the base stands against it. */
-    avhdx_opts *o = avhdx_opts_new();
-    CHECK(avhdx_opts_set_str(o, "parent", in_dir("base.vhdx")) == 0);
-    CHECK(avhdx_create(in_dir("other.avhdx"), o) == 0);
-    CHECK_FAILS(avhdx_merge_path(in_dir("b.avhdx"), NULL, NULL, NULL), EBUSY, AVHDX_ERR_HAS_CHILDREN);
-    CHECK(strstr(avhdx_error_message(avhdx_last_error()), "other.avhdx") != NULL);
-    CHECK(unlink(in_dir("other.avhdx")) == 0);
-    avhdx_opts_free(o);
-
-    o = avhdx_opts_new();
-    CHECK(avhdx_opts_parse(o, "mode=consume") == 0);
-    CHECK(avhdx_merge_path(in_dir("b.avhdx"), in_dir("base.vhdx"), o, NULL) == 0);
-    avhdx_opts_free(o);
-    CHECK(access(in_dir("b.avhdx"), F_OK) != 0);
-    CHECK(avhdx_open(&d, in_dir("base.vhdx"), NULL) == 0);
-    content(d);
-    CHECK(avhdx_layer_count(d) == 1);
-    CHECK(avhdx_close(d) == 0);
-    return 0;
+    model = malloc(DISK_SIZE);
+    buf = malloc(DISK_SIZE);
+    NEED(model && buf);
+    RUN(whole_chain_into_the_base);
+    RUN(middle_layer_repoints_the_leaf);
+    RUN(files_are_kept_on_request);
+    RUN(unusable_ranges);
+    RUN(siblings_are_not_orphaned);
+    RUN(cancelled_and_finished);
+    RUN(by_path);
+    free(model);
+    free(buf);
+    return check_end();
 }

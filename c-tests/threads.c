@@ -1,95 +1,157 @@
-/* Eight threads on one handle, each with sectors of its own spread over the same blocks, against a model; checkpoints
- * and a merge meanwhile. */
+/* Eight threads write, zero, discard, flush, read and ask on one disk at once while others take checkpoints and merge.
+ * Each owns every eighth page, in a model of its own: what it reads there must be what it wrote. */
 #include "check.h"
-#include <pthread.h>
-#include <stdatomic.h>
 
-enum { THREADS = 8, SIZE_MIB = 8, SECTORS = SIZE_MIB * 2048, ROUNDS = 400 };
+#include <pthread.h>
+
+#define THREADS 8
+#define DISK_SIZE (24 * MIB)
+#define PAGE 4096
+#define PAGES (DISK_SIZE / PAGE)
 
 static avhdx_disk *disk;
-/* model[s]: what sector s is filled with. Thread t owns the sectors with s % THREADS == t. */
-static unsigned char model[SECTORS];
-static atomic_int ready;
+static unsigned char model[PAGES];
+static unsigned rounds = 1500;
 
-static unsigned next(unsigned *state)
+static pthread_mutex_t failures = PTHREAD_MUTEX_INITIALIZER;
+
+static void fail(const char *what, uint64_t page)
 {
-    *state = *state * 1664525u + 1013904223u;
-    return *state >> 8;
+    pthread_mutex_lock(&failures);
+    check_failed++;
+    fprintf(stderr, "%s at page %llu: %s\n", what, (unsigned long long)page, avhdx_error_message(NULL));
+    pthread_mutex_unlock(&failures);
 }
 
-static void *work(void *argument)
+static void *worker(void *arg)
 {
-    unsigned t = (unsigned)(uintptr_t)argument, random = t + 1;
-    unsigned char buf[512];
-    ready++;
-    for (int round = 0; round < ROUNDS; round++) {
-        unsigned s = next(&random) % (SECTORS / THREADS) * THREADS + t;
-        switch (next(&random) % 6) {
+    uint64_t self = (uint64_t)(uintptr_t)arg, state = self * 77 + 1;
+    unsigned char buf[PAGE];
+    unsigned round;
+
+    for (round = 0; round < rounds; round++) {
+        uint64_t page = check_random(&state) % (PAGES / THREADS) * THREADS + self, at = page * PAGE;
+        unsigned char byte = (unsigned char)(check_random(&state) | 1);
+        struct avhdx_extent extents[4];
+        struct iovec iov[2];
+        uint64_t processed;
+        size_t n = 4;
+
+        switch (check_random(&state) % 10) {
         case 0:
         case 1:
-            model[s] = (unsigned char)(next(&random) | 1);
-            memset(buf, model[s], sizeof buf);
-            CHECK(avhdx_pwrite(disk, buf, sizeof buf, s * 512ull, next(&random) % 32 == 0 ? AVHDX_FUA : 0) == 0);
+        case 2:
+            memset(buf, byte, PAGE);
+            if (avhdx_pwrite(disk, buf, PAGE, at, round % 64 == 0 ? AVHDX_FUA : 0) < 0)
+                fail("write", page);
+            model[page] = byte;
             break;
-        case 2: {
-            /* Part of a sector, the same value. */
-            unsigned at = next(&random) % 512;
-            memset(buf, model[s], sizeof buf);
-            CHECK(avhdx_pwrite(disk, buf, 512 - at, s * 512ull + at, 0) == 0);
-            break;
-        }
         case 3:
-            model[s] = 0;
-            CHECK(avhdx_zero(disk, s * 512ull, 512, AVHDX_MAY_UNMAP) == 0);
+            memset(buf, byte, PAGE);
+            iov[0].iov_base = buf;
+            iov[0].iov_len = 1000;
+            iov[1].iov_base = buf + 1000;
+            iov[1].iov_len = PAGE - 1000;
+            if (avhdx_pwritev(disk, iov, 2, at, 0) < 0)
+                fail("writev", page);
+            model[page] = byte;
             break;
         case 4:
-            if (next(&random) % 16 == 0)
-                CHECK(avhdx_flush(disk) == 0);
+            if (avhdx_zero(disk, at, PAGE, round % 2 ? AVHDX_MAY_UNMAP : 0) < 0)
+                fail("zero", page);
+            model[page] = 0;
             break;
-        default: {
-            struct avhdx_extent extents[4];
-            size_t n = 4;
-            uint64_t processed;
-            CHECK(avhdx_block_status(disk, 0, SECTORS * 512ull, 0, extents, &n, &processed) == 0);
-            CHECK(n >= 1 && processed > 0);
+        case 5:
+            if (round % 16 == 0 && avhdx_flush(disk) < 0)
+                fail("flush", page);
+            break;
+        case 6:
+            if (avhdx_block_status(disk, at, DISK_SIZE - at, 0, extents, &n, &processed) < 0 || n == 0
+                || extents[0].offset != at)
+                fail("block status", page);
+            break;
+        default:
+            if (avhdx_pread(disk, buf, PAGE, at) < 0)
+                fail("read", page);
+            else if (!all(buf, PAGE, model[page]))
+                fail("other bytes", page);
         }
-        }
-        CHECK(avhdx_pread(disk, buf, sizeof buf, s * 512ull) == 0);
-        for (unsigned i = 0; i < sizeof buf; i++)
-            CHECK(buf[i] == model[s]);
     }
     return NULL;
 }
 
+static void *layers(void *arg)
+{
+    unsigned round;
+
+    (void)arg;
+    for (round = 0; round < 4; round++) {
+        char name[32];
+        snprintf(name, sizeof name, "cp%u.avhdx", round);
+        if (avhdx_checkpoint(disk, tmp(name), NULL) < 0)
+            fail("checkpoint", 0);
+        usleep(5000);
+        if (avhdx_layer_count(disk) > 2 && merge_with(disk, 1, 2, "") < 0)
+            fail("merge below the leaf", 0);
+    }
+    if (merge_with(disk, 0, 1, "") < 0)
+        fail("merge of the leaf", 0);
+    return NULL;
+}
+
+static void run(int with_layers)
+{
+    pthread_t threads[THREADS + 1];
+    unsigned char buf[PAGE];
+    uintptr_t i;
+    uint64_t page;
+
+    for (i = 0; i < THREADS; i++)
+        NEED(pthread_create(&threads[i], NULL, worker, (void *)i) == 0);
+    if (with_layers)
+        NEED(pthread_create(&threads[THREADS], NULL, layers, NULL) == 0);
+    for (i = 0; i < THREADS + (with_layers ? 1u : 0u); i++)
+        pthread_join(threads[i], NULL);
+    for (page = 0; page < PAGES; page++)
+        if (avhdx_pread(disk, buf, PAGE, page * PAGE) < 0 || !all(buf, PAGE, model[page]))
+            fail("afterwards, other bytes", page);
+        else
+            check_passed++;
+}
+
+static void mixed_io(void)
+{
+    run(0);
+}
+
+static void mixed_io_while_layers_change(void)
+{
+    run(1);
+    CHECK_INT(avhdx_layer_count(disk), 1);
+}
+
+static void still_there_after_reopening(void)
+{
+    unsigned char buf[PAGE];
+    uint64_t page;
+
+    CHECK_OK(avhdx_close(disk));
+    CHECK_OK(errors_in(tmp("base.vhdx")));
+    NEED((disk = open_with(tmp("base.vhdx"), "read-only")) != NULL);
+    for (page = 0; page < PAGES; page++)
+        if (avhdx_pread(disk, buf, PAGE, page * PAGE) < 0 || !all(buf, PAGE, model[page]))
+            fail("after reopening, other bytes", page);
+    CHECK_OK(avhdx_close(disk));
+}
+
 int main(void)
 {
-    check_start();
-    make_disk("base.vhdx", SIZE_MIB);
-    CHECK(avhdx_open(&disk, in_dir("base.vhdx"), NULL) == 0);
-    pthread_t threads[THREADS];
-    for (uintptr_t t = 0; t < THREADS; t++)
-        CHECK(pthread_create(&threads[t], NULL, work, (void *)t) == 0);
-    while (ready < THREADS)
-        ;
-    avhdx_opts *o = avhdx_opts_new();
-    CHECK(avhdx_opts_parse(o, "block-size=1M") == 0);
-    CHECK(avhdx_checkpoint(disk, in_dir("a.avhdx"), o) == 0);
-    CHECK(avhdx_checkpoint(disk, in_dir("b.avhdx"), o) == 0);
-    CHECK(avhdx_merge(disk, 1, 2, NULL, NULL) == 0);
-    CHECK(avhdx_checkpoint(disk, in_dir("c.avhdx"), o) == 0);
-    CHECK(avhdx_opts_parse(o, "mode=consume") == 0);
-    CHECK(avhdx_merge(disk, 0, 1, o, NULL) == 0);
-    avhdx_opts_free(o);
-    for (int t = 0; t < THREADS; t++)
-        CHECK(pthread_join(threads[t], NULL) == 0);
-    for (int s = 0; s < SECTORS; s++)
-        expect(disk, s * 512ull, 512, model[s]);
-    char leaf[128];
-    snprintf(leaf, sizeof leaf, "%s", avhdx_layer_path(disk, 0));
-    CHECK(avhdx_close(disk) == 0);
-    CHECK(avhdx_open(&disk, leaf, NULL) == 0);
-    for (int s = 0; s < SECTORS; s++)
-        expect(disk, s * 512ull, 512, model[s]);
-    CHECK(avhdx_close(disk) == 0);
-    return 0;
+    NEED(create(tmp("base.vhdx"), "size=24M,block-size=1M") == 0);
+    NEED((disk = open_with(tmp("base.vhdx"), "")) != NULL);
+    if (getenv("VALGRIND_LAUNCHER") || strstr(getenv("LD_PRELOAD") ? getenv("LD_PRELOAD") : "", "vgpreload"))
+        rounds = 100;
+    RUN(mixed_io);
+    RUN(mixed_io_while_layers_change);
+    RUN(still_there_after_reopening);
+    return check_end();
 }

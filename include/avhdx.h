@@ -1,630 +1,930 @@
 /*
- * libavhdx: Hyper-V VHDX/AVHDX differencing chains as one disk.
- * SPDX-License-Identifier: MIT OR Apache-2.0
+ * libavhdx: Hyper-V VHDX/AVHDX differencing chains on Linux
  *
- * A checkpoint of a Hyper-V virtual machine leaves a chain of files, base.vhdx <- a.avhdx <- b.avhdx:
- * each holds what changed since its parent, and writes go to the last, the leaf.
+ * A checkpoint of a Hyper-V virtual machine leaves a chain of files, base.vhdx <- a.avhdx <- b.avhdx. Each holds what
+ * changed since its parent; writes go to the last, the leaf. This library opens a chain as one disk, reads and writes
+ * it, takes checkpoints, merges layers, and loses nothing that was flushed, whenever the power fails.
  *
- *     avhdx_disk *d;
- *     if (avhdx_open(&d, "b.avhdx", NULL) < 0) {
- *         const avhdx_error *e = avhdx_last_error();
- *         const char *hint = avhdx_error_hint(e);
- *         fprintf(stderr, "%s\n%s\n", avhdx_error_message(e), hint ? hint : "");
+ * Example: what a disk holds in its first sector.
+ *
+ * #include <avhdx.h>
+ * #include <stdio.h>
+ *
+ * int main(int argc, char **argv)
+ * {
+ *     avhdx_disk *disk;
+ *     avhdx_opts *opts = avhdx_opts_new();
+ *     unsigned char sector[512];
+ *     int r = argc == 2 ? avhdx_opts_parse(opts, "read-only=on,search=/srv/parents") : -1;
+ *
+ *     if (r == 0)
+ *         r = avhdx_open(&disk, argv[1], opts);
+ *     avhdx_opts_free(opts);
+ *     if (r == 0) {
+ *         r = avhdx_pread(disk, sector, sizeof sector, 0);
+ *         if (r == 0)
+ *             printf("%d layers, boot signature %02x%02x\n", avhdx_layer_count(disk), sector[510], sector[511]);
+ *         avhdx_close(disk);
+ *     }
+ *     if (r < 0) {
+ *         fprintf(stderr, "%s\n%s\n", avhdx_error_message(NULL), avhdx_error_hint(NULL));
  *         return 1;
  *     }
- *     avhdx_pread(d, buf, sizeof buf, 0);
- *     avhdx_pwrite(d, buf, sizeof buf, 0, 0);
- *     avhdx_flush(d);                             // survives a power cut from here on
- *     avhdx_checkpoint(d, "c.avhdx", NULL);       // b.avhdx is sealed, writes go to c.avhdx
- *     avhdx_merge(d, 1, 2, NULL, NULL);           // b.avhdx goes into a.avhdx, I/O goes on
- *     avhdx_close(d);
+ *     return 0;
+ * }
  *
- * Results. Functions return >= 0, or a negative errno; then avhdx_last_error() has the details of this
- *     thread: a code (AVHDX_ERR_*), one line, a hint that says what fixes it, path, layer, offset, cause.
- * NULL. Handles and outputs must not be NULL (-EINVAL names the parameter); options and progress may be;
- *     _close and _free accept it. Output handles are NULL after a failure.
- * Units. Offsets and lengths are bytes. Layers are numbers: 0 is the leaf.
- * Strings. Paths are bytes, other text is UTF-8.
- * Structs that the library fills begin with struct_size: set it with the AVHDX_..._INIT macro.
- * Threads. Functions marked "concurrent" may be called on one disk from any number of threads at once;
- *     checkpoint and merge run together with them and one after the other. Close comes last. Options are
- *     for one thread at a time. A disk does not survive fork().
- * Callbacks are called on the calling thread; their free function is called once, also after a failure.
- *     They may call anything but checkpoint, merge and close on the same disk.
- * The library starts no thread, prints nothing, installs no signal handler and reads no environment.
+ * Build with: cc example.c $(pkg-config --cflags --libs avhdx)
+ *
+ * Results. A function that can fail returns int or int64_t: 0 or more for success, a negative errno for failure. One
+ * that returns a pointer returns NULL for failure. avhdx_last_error() then has the details.
+ *
+ * Ownership. Handles come from _open, _new and _dup functions and go back through _close, _abort or _free. Those
+ * accept NULL. Strings that callers own are freed with avhdx_free; all others say how long they live. The library
+ * copies what it is given: paths, options and structures need not outlive the call.
+ *
+ * NULL. Each function says which pointers may be NULL; any other NULL is -EINVAL and the message names the parameter.
+ * Output handles are set to NULL on failure; other outputs are written on success only.
+ *
+ * Threads. A disk may be used by any number of threads at once; avhdx_close and avhdx_abort come last, when no other
+ * call on the disk runs. Options objects are used by one thread at a time. A disk does not survive fork: open it in
+ * the process that uses it. The library starts no threads, prints nothing, reads no environment, handles no signals.
+ *
+ * Text. Paths are bytes, as the system takes them; all other strings are UTF-8.
+ *
+ * Compatibility. What a program compiled with this header uses keeps its meaning in every libavhdx.so.1. Structures
+ * grow only at the end and carry their size; unknown flag bits and option keys are refused, never ignored.
  */
-
 
 #ifndef AVHDX_H
 #define AVHDX_H
 
-#include <limits.h>
+/* Generated from src/ffi by scripts/update-header. */
+
 #include <stddef.h>
 #include <stdint.h>
-#include <sys/types.h>
 #include <sys/uio.h>
-
-/* Codes of avhdx_error_code(). */
-#define AVHDX_ERR_NOT_VHDX 1            /* the signature is another */
-#define AVHDX_ERR_UNSUPPORTED 2         /* a version or feature this library does not know */
-#define AVHDX_ERR_CORRUPT 3             /* a rule of the format is broken */
-#define AVHDX_ERR_CHECKSUM 4            /* a checksum does not match */
-#define AVHDX_ERR_TRUNCATED 5           /* the file is cut short */
-#define AVHDX_ERR_LOG_REPLAY_REQUIRED 6 /* the log must be replayed, and must not be */
-#define AVHDX_ERR_PARENT_NOT_FOUND 7    /* no candidate for the parent exists */
-#define AVHDX_ERR_PARENT_ID_MISMATCH 8  /* the parent was modified, or is another disk */
-#define AVHDX_ERR_PARENT_ACCESS 9       /* policy or permission forbids the parent */
-#define AVHDX_ERR_PARENT_MISMATCH 10    /* another sector size */
-#define AVHDX_ERR_CHAIN_LOOP 11         /* the chain returns to itself, or is too deep */
-#define AVHDX_ERR_HAS_CHILDREN 12       /* other files would become unusable */
-#define AVHDX_ERR_LOCKED 13             /* another program uses the file */
-#define AVHDX_ERR_READ_ONLY 14          /* open for reading only */
-#define AVHDX_ERR_NO_SPACE 15           /* not enough space */
-#define AVHDX_ERR_RANGE 16              /* outside the disk */
-#define AVHDX_ERR_ARGUMENT 17           /* an argument or option that cannot be used */
-#define AVHDX_ERR_SHRINK_UNSAFE 18      /* shrinking would cut data */
-#define AVHDX_ERR_PENDING_OPERATION 19  /* an interrupted operation must be finished first */
-#define AVHDX_ERR_CANCELLED 20          /* the caller asked to stop; run it again to finish */
-#define AVHDX_ERR_NOT_FAST 21           /* changing metadata alone is not enough */
-#define AVHDX_ERR_POISONED 22           /* an earlier metadata write failed */
-#define AVHDX_ERR_IO 23                 /* the storage failed */
-#define AVHDX_ERR_BUG 24                /* a defect of this library */
-
-/* Types of disk. */
-#define AVHDX_TYPE_FIXED 2
-#define AVHDX_TYPE_DYNAMIC 3
-#define AVHDX_TYPE_DIFFERENCING 4
-
-/* Flags of structs that inform. */
-#define AVHDX_INFO_READ_ONLY 1u
-#define AVHDX_INFO_PENDING_MERGE 2u /* an interrupted merge: merge again */
-#define AVHDX_INFO_DIRTY 4u         /* the log holds updates */
-
-/* Flags of the data plane. */
-#define AVHDX_FUA 1u       /* durable on return */
-#define AVHDX_MAY_UNMAP 2u /* space may be given back */
-#define AVHDX_FAST 4u      /* only if changing metadata is enough */
-
-/* Flags of avhdx_block_status(). */
-#define AVHDX_STATUS_ONE 1u
-#define AVHDX_STATUS_THIS_LAYER(i) (2u | ((uint32_t)(i) << 16))
-
-/* States of extents. All but DATA read as zeros, a HOLE of one layer as the layers below. */
-#define AVHDX_EXTENT_DATA 1
-#define AVHDX_EXTENT_ZERO 2
-#define AVHDX_EXTENT_HOLE 3
-#define AVHDX_EXTENT_UNMAPPED 4
-#define AVHDX_EXTENT_UNDEFINED 5
-
-/* How struct avhdx_io_ops opens a file. */
-#define AVHDX_IO_READ 0u
-#define AVHDX_IO_WRITE 1u
-#define AVHDX_IO_CREATE 2u
-
-/* Severities of avhdx_check(). */
-#define AVHDX_SEVERITY_NOTE 1
-#define AVHDX_SEVERITY_WARNING 2
-#define AVHDX_SEVERITY_ERROR 3
-
-/* Levels of avhdx_set_log(). */
-#define AVHDX_LOG_WARNING 2
-#define AVHDX_LOG_INFO 3
-
-#ifdef __cplusplus
-#define AVHDX_INIT(type) { sizeof(struct type) }
-#else
-#define AVHDX_INIT(type) { .struct_size = sizeof(struct type) }
-#endif
-#define AVHDX_PROBE_INIT AVHDX_INIT(avhdx_probe)
-#define AVHDX_LIMITS_INIT AVHDX_INIT(avhdx_limits)
-#define AVHDX_INFO_INIT AVHDX_INIT(avhdx_info)
-#define AVHDX_LAYER_INFO_INIT AVHDX_INIT(avhdx_layer_info)
-#define AVHDX_CHECK_INIT AVHDX_INIT(avhdx_check)
-
-typedef struct avhdx_disk avhdx_disk;
-typedef struct avhdx_error avhdx_error;
-typedef struct avhdx_opts avhdx_opts;
-typedef struct avhdx_progress_cb avhdx_progress_cb;
-typedef struct avhdx_resolve_cb avhdx_resolve_cb;
-typedef struct avhdx_log_cb avhdx_log_cb;
-typedef struct avhdx_issue_cb avhdx_issue_cb;
-
-
-// An open disk: a file and its parents. Any number of threads may use one at once; close comes last.
-struct avhdx_disk;
-
-// Details of a failure. From avhdx_last_error() or avhdx_error_dup().
-struct avhdx_error;
-
-// Options: string keys with values. One thread at a time. NULL stands for defaults wherever options are taken.
-struct avhdx_opts;
-
-// Told what the library does that may be of interest. level is one of AVHDX_LOG_*; message is one line.
-struct avhdx_log_cb {
-    // The function.
-    void (*fn)(void *user, uint32_t level, const char *message);
-    // Passed to it.
-    void *user;
-    // Called once with user when the callback is no longer needed. May be NULL.
-    void (*free)(void *user);
-};
-
-// Asked where a parent is before the library looks for it. child is the path of the file whose parent is wanted,
-// linkage the data write GUID the parent must have, as text, entries_json the child's locator as a JSON object.
-// Writes a path with its NUL to path, which has room for size bytes, and returns 1; or returns 0.
-struct avhdx_resolve_cb {
-    // The function.
-    int (*fn)(void *user,
-              const char *child,
-              const char *linkage,
-              const char *entries_json,
-              char *path,
-              size_t size);
-    // Passed to it.
-    void *user;
-    // Called once with user when the callback is no longer needed. May be NULL.
-    void (*free)(void *user);
-};
-
-// The caller's files. Every function returns 0 or a negative errno, may be called from any thread that uses a disk,
-// and is whole or a failure. Set struct_size to the size of this struct and leave unused members NULL.
-struct avhdx_io_ops {
-    // Bytes of this struct.
-    uint32_t struct_size;
-    // 0.
-    uint32_t flags;
-    // Opens a file. how: AVHDX_IO_READ, AVHDX_IO_WRITE or AVHDX_IO_CREATE (for writing, must not exist). Required.
-    int (*open)(void *ctx, const char *path, uint32_t how, void **file);
-    // Closes a file. Called once for each opened.
-    int (*close)(void *ctx, void *file);
-    // Reads exactly count bytes. Required.
-    int (*pread)(void *ctx, void *file, void *buf, size_t count, uint64_t offset);
-    // Writes exactly count bytes, growing the file when needed.
-    int (*pwrite)(void *ctx, void *file, const void *buf, size_t count, uint64_t offset);
-    // Makes all completed writes and the length durable.
-    int (*flush)(void *ctx, void *file);
-    // Length in bytes. Required.
-    int (*get_size)(void *ctx, void *file, uint64_t *size);
-    // Sets the length; new bytes read as zeros.
-    int (*set_size)(void *ctx, void *file, uint64_t size);
-    // Makes a range read as zeros. NULL: zeros are written.
-    int (*zero)(void *ctx, void *file, uint64_t offset, uint64_t len);
-    // Gives the space of a range back; it may read as anything afterwards. NULL: nothing is given back.
-    int (*discard)(void *ctx, void *file, uint64_t offset, uint64_t len);
-    // Renames a file, never replacing one. NULL: nothing can be created.
-    int (*rename)(void *ctx, const char *from, const char *to);
-    // Removes a file.
-    int (*unlink)(void *ctx, const char *path);
-    // Makes creations, renames and removals in a directory durable. NULL: they are at once.
-    int (*sync_dir)(void *ctx, const char *path);
-    // Locks a file: mode 0 not at all, 1 against writers, 2 against everybody else. NULL: no locks.
-    int (*lock)(void *ctx, void *file, uint32_t mode);
-};
-
-// What avhdx_probe() tells.
-struct avhdx_probe {
-    // Bytes of this struct: AVHDX_PROBE_INIT.
-    uint32_t struct_size;
-    // One of AVHDX_TYPE_*.
-    uint32_t disk_type;
-    // Bytes of the disk.
-    uint64_t virtual_size;
-    // Bytes of a payload block.
-    uint32_t block_size;
-    // 512 or 4096.
-    uint32_t logical_sector_size;
-    // 512 or 4096.
-    uint32_t physical_sector_size;
-    // AVHDX_INFO_DIRTY.
-    uint32_t flags;
-    // SCSI identifier, in the order of its text.
-    uint8_t virtual_disk_id[16];
-    // Identity of the content.
-    uint8_t data_write_guid[16];
-    // Identity its parent must have; zero if it has none.
-    uint8_t parent_linkage[16];
-};
-
-// What is efficient.
-struct avhdx_limits {
-    // Bytes of this struct: AVHDX_LIMITS_INIT.
-    uint32_t struct_size;
-    // 512 or 4096: writes of whole sectors need no reading.
-    uint32_t logical_sector_size;
-    // 512 or 4096.
-    uint32_t physical_sector_size;
-    // Bytes of a payload block of the leaf.
-    uint32_t block_size;
-    // Preferred alignment and size of requests, in bytes.
-    uint32_t preferred;
-    // Discards of less, or not aligned to this, leave the ends alone.
-    uint32_t discard_granularity;
-};
-
-// A chain.
-struct avhdx_info {
-    // Bytes of this struct: AVHDX_INFO_INIT.
-    uint32_t struct_size;
-    // Number of files.
-    uint32_t layer_count;
-    // Bytes of the disk.
-    uint64_t virtual_size;
-    // Bytes of a payload block of the leaf.
-    uint32_t block_size;
-    // 512 or 4096.
-    uint32_t logical_sector_size;
-    // 512 or 4096.
-    uint32_t physical_sector_size;
-    // AVHDX_INFO_READ_ONLY, AVHDX_INFO_PENDING_MERGE, AVHDX_INFO_DIRTY.
-    uint32_t flags;
-    // Type of the leaf: one of AVHDX_TYPE_*.
-    uint32_t disk_type;
-    // 0.
-    uint32_t reserved;
-    // SCSI identifier, in the order of its text.
-    uint8_t virtual_disk_id[16];
-};
-
-// One file of a chain.
-struct avhdx_layer_info {
-    // Bytes of this struct: AVHDX_LAYER_INFO_INIT.
-    uint32_t struct_size;
-    // One of AVHDX_TYPE_*.
-    uint32_t disk_type;
-    // Bytes of the disk as of this layer.
-    uint64_t virtual_size;
-    // Bytes of the file.
-    uint64_t file_size;
-    // Bytes the file takes on its file system; 0 if not known.
-    uint64_t actual_size;
-    // Bytes of a payload block.
-    uint32_t block_size;
-    // 512 or 4096.
-    uint32_t logical_sector_size;
-    // 512 or 4096.
-    uint32_t physical_sector_size;
-    // AVHDX_INFO_DIRTY.
-    uint32_t flags;
-    // Bytes of log.
-    uint32_t log_size;
-    // 0.
-    uint32_t reserved;
-    // SCSI identifier, in the order of its text.
-    uint8_t virtual_disk_id[16];
-    // Changes with every open that writes.
-    uint8_t file_write_guid[16];
-    // Identity of the content.
-    uint8_t data_write_guid[16];
-    // Identity its parent must have; zero if it has none.
-    uint8_t parent_linkage[16];
-    // The other one, during a merge; zero if there is none.
-    uint8_t parent_linkage2[16];
-};
-
-// A range of the disk with one state.
-struct avhdx_extent {
-    // First byte, on the disk.
-    uint64_t offset;
-    // Bytes.
-    uint64_t length;
-    // Where it begins in the layer's file, or UINT64_MAX.
-    uint64_t file_offset;
-    // One of AVHDX_EXTENT_*.
-    uint32_t state;
-    // The layer that decides it, 0 = leaf.
-    uint32_t layer;
-};
-
-// Called now and then by long operations with bytes done and in all; a value other than 0 cancels.
-struct avhdx_progress_cb {
-    // The function.
-    int (*fn)(void *user, uint64_t done, uint64_t total);
-    // Passed to it.
-    void *user;
-    // Called once with user when the callback is no longer needed, also after a failure. May be NULL.
-    void (*free)(void *user);
-};
-
-// What avhdx_check() saw.
-struct avhdx_check {
-    // Bytes of this struct: AVHDX_CHECK_INIT.
-    uint32_t struct_size;
-    // 0.
-    uint32_t reserved;
-    // Broken rules.
-    uint64_t errors;
-    // What other programs may refuse.
-    uint64_t warnings;
-    // What is legal and worth knowing.
-    uint64_t notes;
-    // Payload blocks with space in the file.
-    uint64_t allocated_blocks;
-    // Payload blocks in all.
-    uint64_t total_blocks;
-    // Bytes of file no structure owns.
-    uint64_t leaked_bytes;
-};
-
-// Something that avhdx_check() found. The strings live during the call.
-struct avhdx_issue {
-    // Bytes of this struct.
-    uint32_t struct_size;
-    // One of AVHDX_SEVERITY_*.
-    uint32_t severity;
-    // Where in the file, in bytes.
-    uint64_t offset;
-    // Name of the rule.
-    const char *rule;
-    // The structure, for example "BAT entry 17".
-    const char *structure;
-    // What the file holds.
-    const char *found;
-    // What the rule wants.
-    const char *wanted;
-};
-
-// Told of each thing that avhdx_check() finds.
-struct avhdx_issue_cb {
-    // The function.
-    void (*fn)(void *user, const struct avhdx_issue *issue);
-    // Passed to it.
-    void *user;
-    // Called once with user when the callback is no longer needed. May be NULL.
-    void (*free)(void *user);
-};
 
 #ifdef __cplusplus
 extern "C" {
-#endif // __cplusplus
+#endif
 
-// The last failure of a libavhdx function on this thread; code 0 if there was none. Never NULL. Valid until the next
-// failure on this thread: avhdx_error_dup() keeps it.
-const struct avhdx_error *avhdx_last_error(void);
+/* The version of this header; avhdx_version() tells that of the library in use. */
+#define AVHDX_VERSION_MAJOR 1
+#define AVHDX_VERSION_MINOR 0
+#define AVHDX_VERSION_MICRO 0
 
-// What happened: one of AVHDX_ERR_*, 0 for no error.
-int avhdx_error_code(const struct avhdx_error *e);
+/* Handles and callbacks; each is described in its section. */
+typedef struct avhdx_disk avhdx_disk;
+typedef struct avhdx_opts avhdx_opts;
+typedef struct avhdx_error avhdx_error;
+typedef struct avhdx_progress_cb avhdx_progress_cb;
+typedef struct avhdx_log_cb avhdx_log_cb;
+typedef struct avhdx_resolve_cb avhdx_resolve_cb;
+typedef struct avhdx_issue_cb avhdx_issue_cb;
+struct avhdx_io_ops;
 
-// The errno, positive: the operating system's own where it gave one.
-int avhdx_error_errno(const struct avhdx_error *e);
+/* ---- The library ---- */
 
-// The HRESULT Windows uses for this, 0 where it has none.
-uint32_t avhdx_error_hresult(const struct avhdx_error *e);
+/* Something failed that no return value reports. */
+#define AVHDX_LOG_ERROR 1
+/* Something is odd and was worked around. */
+#define AVHDX_LOG_WARN 2
+/* What was decided: a parent found, a log replayed. */
+#define AVHDX_LOG_INFO 3
+/* Steps, for a bug report. */
+#define AVHDX_LOG_DEBUG 4
 
-// One line for people. Never NULL for an error that is not NULL.
-const char *avhdx_error_message(const struct avhdx_error *e);
-
-// What fixes it: a command or an option. NULL if nothing is known to.
-const char *avhdx_error_hint(const struct avhdx_error *e);
-
-// The file concerned, NULL if none is.
-const char *avhdx_error_path(const struct avhdx_error *e);
-
-// The layer concerned, 0 = leaf; -1 if none is.
-int64_t avhdx_error_layer(const struct avhdx_error *e);
-
-// The offset concerned, in bytes: of the disk for requests, of the file for structures; -1 if none is.
-int64_t avhdx_error_offset(const struct avhdx_error *e);
-
-// The causes, joined by ": "; NULL if there are none.
-const char *avhdx_error_cause(const struct avhdx_error *e);
-
-// A copy that stays valid until avhdx_error_free().
-struct avhdx_error *avhdx_error_dup(const struct avhdx_error *e);
-
-// Frees a copy. NULL is allowed.
-void avhdx_error_free(struct avhdx_error *e);
-
-// The name of a code, as in AVHDX_ERR_<name>: "CORRUPT", "LOCKED" ... NULL for a number that is no code.
-const char *avhdx_code_name(int code);
-
-// The version of the library: "1.0.0".
+/* The version of the library in use, "1.0.0". Never NULL; lives as long as the library. Any thread. Since 1.0. */
 const char *avhdx_version(void);
 
-// Whether the library has a feature: 1 or 0. Features: "merge", "merge.consume", "reflink", "check", "io".
+/*
+ * 1 if the library in use has a feature, 0 if not: "create", "checkpoint", "merge", "merge.copy", "merge.reflink",
+ * "merge.consume", "reflink", "check", "io-ops", "open-fd", "resolver". A name nobody knows is 0.
+ * feature: not NULL. Any thread. Since 1.0.
+ */
 int avhdx_has(const char *feature);
 
-// The options of "open", "create", "checkpoint", "merge" or "check" as a JSON array of objects with name, type,
-// default, meaning and since. NULL for another kind. Free with avhdx_free().
+/*
+ * The options of "open", "create", "checkpoint", "merge" or "check" as a JSON array of
+ * {"name", "type", "default", "meaning", "since"} and, for type "choice", "choices". Free it with avhdx_free.
+ * NULL for another kind. kind: not NULL. Any thread. Since 1.0.
+ */
 char *avhdx_schema_json(const char *kind);
 
-// Frees what the library returned and said to free so. NULL is allowed.
-void avhdx_free(void *p);
+/* Frees a string that the library returned as "free it with avhdx_free". pointer: may be NULL. Any thread. Since 1.0. */
+void avhdx_free(void *pointer);
 
-// Sets where messages of the process go: those of AVHDX_LOG_* up to level. NULL: nowhere, as at the start.
-int avhdx_set_log(const struct avhdx_log_cb *cb,
-                  uint32_t level);
+/*
+ * Sets where the messages of the library go, for the whole process; replaces and frees what was set before. level is
+ * the least important kind wanted, AVHDX_LOG_ERROR to AVHDX_LOG_DEBUG. Nothing is said by default.
+ * callback: NULL silences (level must then be 0). Any thread; the callback may be called on any thread that calls the
+ * library, and may still be running on one when this returns. Since 1.0.
+ */
+int avhdx_set_log(const avhdx_log_cb *callback, uint32_t level);
 
-// New options, all at their defaults. Free with avhdx_opts_free().
-struct avhdx_opts *avhdx_opts_new(void);
+/* ---- Errors ---- */
 
-// Sets a key from text; sizes may end in k, M, G or T.
-// Errors: ARGUMENT for an unknown key (the hint names the nearest) or a value that does not fit.
-int avhdx_opts_set_str(struct avhdx_opts *o, const char *key, const char *value);
+/*
+ * Every function that can fail returns a negative errno (or NULL). Detail about a thread's latest failure is in an
+ * error object; successful calls leave it alone.
+ */
 
-// Sets a key to a number.
-int avhdx_opts_set_u64(struct avhdx_opts *o, const char *key, uint64_t value);
+/* The file does not begin with the VHDX signature. */
+#define AVHDX_ERR_NOT_VHDX 1
+/* A version, required region, required item or locator type this library does not know. */
+#define AVHDX_ERR_UNSUPPORTED 2
+/* A rule of the format is broken; the cause names structure, rule, file offset, found and wanted. */
+#define AVHDX_ERR_CORRUPT 3
+/* A checksum does not match. */
+#define AVHDX_ERR_CHECKSUM 4
+/* The file ends before a structure it must hold. */
+#define AVHDX_ERR_TRUNCATED 5
+/* The log must be replayed and the options or the file forbid it. */
+#define AVHDX_ERR_LOG_REPLAY_REQUIRED 6
+/* No candidate for the parent exists; the message lists what was tried. */
+#define AVHDX_ERR_PARENT_NOT_FOUND 7
+/* A file was found where the parent should be, and is another disk or was modified. */
+#define AVHDX_ERR_PARENT_ID_MISMATCH 8
+/* The parent exists and policy or permission forbids opening it. */
+#define AVHDX_ERR_PARENT_ACCESS 9
+/* The parent has another logical sector size. */
+#define AVHDX_ERR_PARENT_MISMATCH 10
+/* The chain returns to itself or is deeper than allowed. */
+#define AVHDX_ERR_CHAIN_LOOP 11
+/* The operation would make other files unusable; the message lists them. */
+#define AVHDX_ERR_HAS_CHILDREN 12
+/* Another program uses the file. */
+#define AVHDX_ERR_LOCKED 13
+/* A write to something opened, or only available, for reading. */
+#define AVHDX_ERR_READ_ONLY 14
+/* There is not enough space. */
+#define AVHDX_ERR_NO_SPACE 15
+/* A range that is not inside the virtual disk. */
+#define AVHDX_ERR_RANGE 16
+/* An argument or option that cannot be used. */
+#define AVHDX_ERR_ARGUMENT 17
+/* Shrinking would cut data. */
+#define AVHDX_ERR_SHRINK_UNSAFE 18
+/* An interrupted operation must be finished first. */
+#define AVHDX_ERR_PENDING_OPERATION 19
+/* The caller asked to stop; what was done so far is consistent and can be continued. */
+#define AVHDX_ERR_CANCELLED 20
+/* The operation cannot be done by changing metadata alone (AVHDX_FAST). */
+#define AVHDX_ERR_NOT_FAST 21
+/* An earlier metadata write failed, so no more are made; the cause is the first failure. */
+#define AVHDX_ERR_POISONED 22
+/* The operating system or the I/O callbacks reported a failure; errno is theirs. */
+#define AVHDX_ERR_IO 23
+/* A defect of this library. Only avhdx_close and avhdx_abort work on the handle from here on. */
+#define AVHDX_ERR_BUG 24
 
-// Sets a key on (not 0) or off (0).
-int avhdx_opts_set_bool(struct avhdx_opts *o, const char *key, int value);
+/* One failure: code, errno, HRESULT, message, hint, path, layer, offset, cause. */
+struct avhdx_error;
 
-// Sets keys from one line: "key=value,key=value". A key alone switches it on; a comma in a value is doubled.
-int avhdx_opts_parse(struct avhdx_opts *o,
-                     const char *line);
+/*
+ * The latest failure on this thread. Never NULL: before the first failure it is an object with code 0. Valid until
+ * the next call on this thread that fails; avhdx_error_dup keeps it. Do not free it. Any thread. Since 1.0.
+ */
+const avhdx_error *avhdx_last_error(void);
 
-// Sets the function that is asked first where a parent is. NULL: none. The struct is copied.
-int avhdx_opts_set_resolver(struct avhdx_opts *o, const struct avhdx_resolve_cb *cb);
+/* The code, AVHDX_ERR_...; 0 for no error. error: NULL means avhdx_last_error(). Since 1.0. */
+int avhdx_error_code(const avhdx_error *error);
 
-// Sets the functions through which every file is opened, read and written. NULL: the host's files. The struct is
-// copied; ctx is passed to every function and must outlive every disk opened with these options.
-int avhdx_opts_set_io(struct avhdx_opts *o,
-                      const struct avhdx_io_ops *io,
-                      void *ctx);
+/*
+ * The errno, positive: the operating system's own where it gave one. 0 for no error.
+ * error: NULL means avhdx_last_error(). Since 1.0.
+ */
+int avhdx_error_errno(const avhdx_error *error);
 
-// Frees options. NULL is allowed. Disks opened with them go on.
-void avhdx_opts_free(struct avhdx_opts *o);
+/*
+ * The HRESULT Windows uses for the same condition; 0 where it has none.
+ * error: NULL means avhdx_last_error(). Since 1.0.
+ */
+uint32_t avhdx_error_hresult(const avhdx_error *error);
 
-// Tells what one file says about itself. Takes no lock, opens no parent, writes nothing, reads little.
-// Errors: NOT_VHDX, CORRUPT and its kin, IO. Any thread.
-int avhdx_probe(const char *file,
-                struct avhdx_probe *out);
+/*
+ * What happened, in one line of UTF-8 that begins with the file, if one is concerned. Never NULL; lives with the
+ * error. error: NULL means avhdx_last_error(). Since 1.0.
+ */
+const char *avhdx_error_message(const avhdx_error *error);
 
-// Opens a file and its parents. Unless read-only is set, the file is locked against other programs and its log, if
-// dirty, replayed; nothing else is written before the first change. Parents are opened for reading only.
-// Errors: NOT_VHDX, CORRUPT and its kin, PARENT_*, CHAIN_LOOP, LOCKED, IO. *d is NULL after a failure. Any thread.
-int avhdx_open(struct avhdx_disk **d,
-               const char *file,
-               const struct avhdx_opts *o);
+/*
+ * What to do about it: a command, an option, a next step. "" where nothing helps. Never NULL; lives with the error.
+ * error: NULL means avhdx_last_error(). Since 1.0.
+ */
+const char *avhdx_error_hint(const avhdx_error *error);
 
-// Opens exactly these n files, leaf first. Each must be the parent of the one before it; ignore-id-mismatch lifts that.
-int avhdx_open_chain(struct avhdx_disk **d,
-                     const char *const *files,
-                     size_t n,
-                     const struct avhdx_opts *o);
+/*
+ * The file concerned, as bytes; "" if none. Never NULL; lives with the error.
+ * error: NULL means avhdx_last_error(). Since 1.0.
+ */
+const char *avhdx_error_path(const avhdx_error *error);
 
-// Opens a file that is already open. The descriptor belongs to the library from here on, also after a failure. name
-// is its path, for messages and for finding its parents.
-int avhdx_open_fd(struct avhdx_disk **d,
-                  int fd,
-                  const char *name,
-                  const struct avhdx_opts *o);
+/* The layer concerned, 0 = leaf; -1 if none. error: NULL means avhdx_last_error(). Since 1.0. */
+int32_t avhdx_error_layer(const avhdx_error *error);
 
-// Makes durable everything that was completed before the call, by any thread: it survives a power cut.
-// Errors: IO and NO_SPACE from the storage, after which the disk is POISONED: writes fail, reads go on, and opening the
-// file again finds everything that was flushed before. Concurrent.
-int avhdx_flush(struct avhdx_disk *d);
+/*
+ * The offset concerned, in bytes: of the virtual disk for a request, of the file for a structure; -1 if none.
+ * error: NULL means avhdx_last_error(). Since 1.0.
+ */
+int64_t avhdx_error_offset(const avhdx_error *error);
 
-// Makes everything durable, empties the log, gives locks back, and frees the disk, also when it reports a failure: the
-// file is then as after a power cut. NULL is allowed. Nobody else may use the disk at that time or later.
-int avhdx_close(struct avhdx_disk *d);
+/*
+ * What lies beneath: the broken rule with its place, found and wanted values, or the operating system's words; causes
+ * joined by ": ", "" if none. Never NULL; lives with the error. error: NULL means avhdx_last_error(). Since 1.0.
+ */
+const char *avhdx_error_cause(const avhdx_error *error);
 
-// Frees the disk writing nothing more, as in a power cut: what was not flushed may be lost. NULL is allowed.
-void avhdx_abort(struct avhdx_disk *d);
+/*
+ * Copies an error, to keep it or to give it to another thread. Free the copy with avhdx_error_free.
+ * error: not NULL (returns NULL). Since 1.0.
+ */
+avhdx_error *avhdx_error_dup(const avhdx_error *error);
 
-// Bytes of the disk, or a negative errno. Concurrent.
-int64_t avhdx_get_size(const struct avhdx_disk *d);
+/* Frees what avhdx_error_dup returned; nothing else. error: may be NULL. Since 1.0. */
+void avhdx_error_free(avhdx_error *error);
 
-// Tells what is efficient. Concurrent.
-int avhdx_get_limits(const struct avhdx_disk *d, struct avhdx_limits *out);
+/*
+ * The name of a code without AVHDX_ERR_: "PARENT_NOT_FOUND". "OK" for 0, "UNKNOWN" for what this version does not
+ * know. Never NULL; lives as long as the library. Any thread. Since 1.0.
+ */
+const char *avhdx_code_name(int code);
 
-// Tells about the chain. Concurrent.
-int avhdx_get_info(const struct avhdx_disk *d, struct avhdx_info *out);
+/* ---- Options ---- */
 
-// Number of files of the chain, or a negative errno. Concurrent.
-int avhdx_layer_count(const struct avhdx_disk *d);
+/*
+ * Everything a caller can choose has a string key; avhdx_schema_json lists them. One object can serve several calls;
+ * a call takes what it needs from it and keeps nothing that belongs to the caller. An unknown key, a value that
+ * cannot be used, and a key that is not for the call it is given to are -EINVAL, code ARGUMENT, and the message
+ * names them. An options object is used by one thread at a time.
+ */
 
-// Tells about one file; layer 0 is the leaf. Concurrent.
-int avhdx_layer_info(const struct avhdx_disk *d, uint32_t layer, struct avhdx_layer_info *out);
+/* Options by name. Made by avhdx_opts_new, freed by avhdx_opts_free. */
+struct avhdx_opts;
 
-// The path by which a layer was opened, NULL after a failure. Valid as long as the disk. Concurrent.
-const char *avhdx_layer_path(const struct avhdx_disk *d,
-                             uint32_t layer);
+/* Makes options that are all default. Never NULL. Free them with avhdx_opts_free. Any thread. Since 1.0. */
+avhdx_opts *avhdx_opts_new(void);
 
-// The descriptor of a layer's file, for callers that read by block status themselves; it belongs to the disk.
-// -ENOTSUP where there is none, or where the file must be read through the library because its log is dirty.
-int avhdx_layer_fd(const struct avhdx_disk *d,
-                   uint32_t layer);
+/*
+ * Sets an option from text: a size such as "64k", "2M", "1G"; a bool such as "on"; a word; a path (bytes). A second
+ * value for the same key replaces the first. opts, key, value: not NULL. Since 1.0.
+ */
+int avhdx_opts_set_str(avhdx_opts *opts, const char *key, const char *value);
 
-// Everything known of the chain as a JSON object; qemu-img's keys where they mean the same. Free with avhdx_free().
-// NULL after a failure. Concurrent.
-char *avhdx_info_json(const struct avhdx_disk *d);
+/* Sets an option from a number; sizes are in bytes. opts, key: not NULL. Since 1.0. */
+int avhdx_opts_set_u64(avhdx_opts *opts, const char *key, uint64_t value);
 
-// Reads count bytes at offset: all of them or none. Any alignment.
-// Errors: RANGE beyond the end (buf is untouched), CORRUPT and its kin where metadata is first used, IO. Concurrent.
-int avhdx_pread(struct avhdx_disk *d,
-                void *buf,
-                size_t count,
-                uint64_t offset);
+/* Sets an option to on (value is not 0) or off. opts, key: not NULL. Since 1.0. */
+int avhdx_opts_set_bool(avhdx_opts *opts, const char *key, int value);
 
-// Writes count bytes at offset to the leaf. Any alignment; whole sectors are fastest. Flags: AVHDX_FUA.
-// Durable after avhdx_flush(), or on return with AVHDX_FUA. After a failure any sector of the range may be old or new.
-// Errors: RANGE, READ_ONLY, NO_SPACE, POISONED, IO. Concurrent; of writes that overlap each sector is one or the other.
-int avhdx_pwrite(struct avhdx_disk *d,
-                 const void *buf,
-                 size_t count,
-                 uint64_t offset,
-                 uint32_t flags_);
+/*
+ * Sets options from one line: "key=value,key=value". A comma in a value is written twice; a key alone means "on".
+ * Either all of the line is taken or, on failure, nothing. opts, line: not NULL. Since 1.0.
+ */
+int avhdx_opts_parse(avhdx_opts *opts, const char *line);
 
-// As avhdx_pread(), into iovcnt (at most 1024) buffers one after the other.
-int avhdx_preadv(struct avhdx_disk *d, const struct iovec *iov, int iovcnt, uint64_t offset);
+/*
+ * Sets who is asked first where parents are. Its free runs when neither opts nor a disk opened with it needs it.
+ * opts: not NULL; callback: NULL removes it. Since 1.0.
+ */
+int avhdx_opts_set_resolver(avhdx_opts *opts, const avhdx_resolve_cb *callback);
 
-// As avhdx_pwrite(), from iovcnt (at most 1024) buffers one after the other.
-int avhdx_pwritev(struct avhdx_disk *d,
-                  const struct iovec *iov,
-                  int iovcnt,
-                  uint64_t offset,
-                  uint32_t flags_);
+/*
+ * Puts all files of a disk on the caller's functions (see "Custom I/O"). The structure is copied. Its free runs when
+ * neither opts nor a disk opened with it needs ctx, and at once if this call fails.
+ * opts: not NULL; ops: NULL returns to the host's files; ctx: anything. Since 1.0.
+ */
+int avhdx_opts_set_io(avhdx_opts *opts, const struct avhdx_io_ops *ops, void *ctx);
 
-// Reads the disk as of a layer: what it was when that layer's child was made. Otherwise as avhdx_pread().
-int avhdx_layer_pread(struct avhdx_disk *d,
-                      uint32_t layer,
-                      void *buf,
-                      size_t count,
-                      uint64_t offset);
+/* Frees options; disks opened with them do not need them. opts: may be NULL. Since 1.0. */
+void avhdx_opts_free(avhdx_opts *opts);
 
-// Makes len bytes at offset read as zeros, whatever parents hold there. Flags: AVHDX_FUA; AVHDX_MAY_UNMAP: whole blocks
-// give their space back; AVHDX_FAST: NOT_FAST, and nothing done, unless changing metadata is enough. Otherwise as
-// avhdx_pwrite().
-int avhdx_zero(struct avhdx_disk *d,
-               uint64_t offset,
-               uint64_t len,
-               uint32_t flags_);
+/* ---- Callbacks ---- */
 
-// Gives the space of the whole blocks in the range back; they then read as zeros, never as a parent's older data. The
-// rest is left alone. Flags: AVHDX_FUA. Otherwise as avhdx_pwrite().
-int avhdx_discard(struct avhdx_disk *d,
-                  uint64_t offset,
-                  uint64_t len,
-                  uint32_t flags_);
+/*
+ * A callback is { fn, user, free }: fn is called on the thread that makes the call, with user as its first argument;
+ * free (may be NULL) is called with user exactly once when the library has no more use for it, also when the call
+ * that took the callback fails. The structure itself is copied; it need not outlive the call. Callbacks must not
+ * unwind.
+ */
 
-// Tells what is where: up to *n extents from offset on; sets *n to their number and *processed to the bytes they
-// cover. Flags: AVHDX_STATUS_ONE: one extent; AVHDX_STATUS_THIS_LAYER(i): the answer for one file, where what it does
-// not hold is a HOLE. Other threads may write meanwhile. Concurrent.
-int avhdx_block_status(struct avhdx_disk *d,
+/*
+ * Told now and then how far a long operation is: done of total bytes, total never shrinking below done. A result
+ * other than 0 cancels: the operation ends with -ECANCELED and can be run again to continue.
+ * It may call functions that read or describe the same disk, and anything on other disks. Since 1.0.
+ */
+struct avhdx_progress_cb
+{
+    /* Not NULL. */
+    int (*fn)(void *user, uint64_t done, uint64_t total);
+    /* Passed to fn. */
+    void *user;
+    /* Called once with user; may be NULL. */
+    void (*free)(void *user);
+};
+
+/*
+ * Receives a line of UTF-8, without a final newline, that lives for the call. May be called by several threads at
+ * once. Since 1.0.
+ */
+struct avhdx_log_cb
+{
+    /* Not NULL. level is AVHDX_LOG_... */
+    void (*fn)(void *user, uint32_t level, const char *message);
+    /* Passed to fn. */
+    void *user;
+    /* Called once with user; may be NULL. */
+    void (*free)(void *user);
+};
+
+/* The question put to a resolver: where is the parent of this file? All strings live for the call. Since 1.0. */
+struct avhdx_parent_query
+{
+    /* Bytes of this structure that the library filled. */
+    uint32_t struct_size;
+    /* Length of keys and values. */
+    uint32_t entry_count;
+    /* The path of the file whose parent is wanted. */
+    const char *child;
+    /* The data write GUID the parent must have, as stored. */
+    uint8_t linkage[16];
+    /* Names of the parent locator's entries, UTF-8: "relative_path", "absolute_win32_path", ... */
+    const char *const *keys;
+    /* Their values, UTF-8. */
+    const char *const *values;
+};
+
+/*
+ * Answers where a parent is, before the library looks for it. fn writes a path that ends in a NUL byte to path, which
+ * has room for size bytes, and returns 1; or returns 0 to leave the search to the library. The file named must still
+ * have the right identity. Since 1.0.
+ */
+struct avhdx_resolve_cb
+{
+    /* Not NULL. */
+    int (*fn)(void *user, const struct avhdx_parent_query *query, char *path, size_t size);
+    /* Passed to fn. */
+    void *user;
+    /* Called once with user; may be NULL. */
+    void (*free)(void *user);
+};
+
+/* ---- Custom I/O ---- */
+
+/*
+ * Files that are not the host's: a table of functions through which the library reaches every file of a disk. Give
+ * it to options with avhdx_opts_set_io. Paths are names in the caller's own name space; the library passes them
+ * absolute, with "." and ".." resolved, and takes a relative one to be in "/". Functions return 0 or a negative
+ * errno (get_size: the size or a negative errno), transfer the whole range or fail, may be called from every thread
+ * that uses the disk, at the same time, and must not call the library with the same disk.
+ */
+
+/* open: for reading and writing; without it for reading only. */
+#define AVHDX_IO_WRITE 1
+/* zero: only if it gives the space of the range back; otherwise fail with -ENOTSUP. */
+#define AVHDX_IO_RELEASE 1
+/* lock: nothing is held any more. */
+#define AVHDX_IO_UNLOCKED 0
+/* lock: other readers are welcome, writers are not. */
+#define AVHDX_IO_LOCK_READ 1
+/* lock: nobody else is welcome. */
+#define AVHDX_IO_LOCK_WRITE 2
+
+/*
+ * The functions of avhdx_opts_set_io. Set struct_size with AVHDX_IO_OPS_INIT. Members marked "optional" may be NULL;
+ * an operation that needs one which is missing fails with AVHDX_ERR_UNSUPPORTED and names it. ctx is the pointer
+ * given to avhdx_opts_set_io, file what open or create made. Since 1.0.
+ */
+struct avhdx_io_ops
+{
+    /* Size of this structure in the caller's program. */
+    uint32_t struct_size;
+    /* Must be 0. */
+    uint32_t flags;
+    /*
+     * Optional. Called once with ctx when neither options nor disks use it any more, also when avhdx_opts_set_io
+     * fails.
+     */
+    void (*free)(void *ctx);
+    /* Opens an existing file: flags is 0 or AVHDX_IO_WRITE. -ENOENT when there is none. */
+    int (*open)(void *ctx, const char *path, uint32_t flags, void **file);
+    /* Optional. Closes a file; called once for each success of open and create. */
+    void (*close)(void *ctx, void *file);
+    /* Reads count bytes at offset; the library asks for nothing past the size. */
+    int (*pread)(void *ctx, void *file, void *buf, size_t count, uint64_t offset);
+    /* Writes count bytes at offset, growing the file when needed; a gap reads as zeros. Optional for reading. */
+    int (*pwrite)(void *ctx, void *file, const void *buf, size_t count, uint64_t offset);
+    /* Makes everything written, and the size, survive power loss. Optional for reading. */
+    int (*flush)(void *ctx, void *file);
+    /* The size in bytes. */
+    int64_t (*get_size)(void *ctx, void *file);
+    /* Sets the size; new bytes read as zeros. Optional for reading. */
+    int (*set_size)(void *ctx, void *file, uint64_t size);
+    /*
+     * Optional. Makes a range inside the file read as zeros; flags is 0 or AVHDX_IO_RELEASE. Zeros are written
+     * instead when it is missing or returns -ENOTSUP.
+     */
+    int (*zero)(void *ctx, void *file, uint64_t offset, uint64_t len, uint32_t flags);
+    /*
+     * Optional. Changes what the file holds to mode, AVHDX_IO_UNLOCKED, _LOCK_READ or _LOCK_WRITE, without waiting;
+     * -EAGAIN when another open file stands against it. Without it files are not locked.
+     */
+    int (*lock)(void *ctx, void *file, uint32_t mode);
+    /* Optional. Creates a file for reading and writing; -EEXIST if there is one. Needed by create and checkpoint. */
+    int (*create)(void *ctx, const char *path, void **file);
+    /* Optional. Renames without replacing (-EEXIST). Needed by create and checkpoint. */
+    int (*rename)(void *ctx, const char *from, const char *to);
+    /* Optional. Removes a name. Needed by merge, unless unlink=off. */
+    int (*unlink)(void *ctx, const char *path);
+    /*
+     * Optional. Makes what create, rename and unlink did in a directory survive power loss. Needed by create,
+     * checkpoint and merge, unless unlink=off.
+     */
+    int (*sync_dir)(void *ctx, const char *dir);
+    /*
+     * Optional. Calls found with arg and each name (without directories) in dir, until found returns other than 0.
+     * Needed by merge, unless relink=off, and to find parents by identity.
+     */
+    int (*list)(void *ctx, const char *dir, int (*found)(void *arg, const char *name), void *arg);
+};
+#define AVHDX_IO_OPS_INIT { sizeof(struct avhdx_io_ops), 0, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL }
+
+/* ---- Open and close ---- */
+
+/*
+ * A disk is a leaf and its parents, open as one. Layers have numbers: 0 is the leaf, the last is the base.
+ */
+
+/* An open disk. Made by avhdx_open, avhdx_open_chain or avhdx_open_fd, released by avhdx_close or avhdx_abort. */
+struct avhdx_disk;
+
+/*
+ * Opens the file at path and its parents, by default for reading and writing, the leaf locked against every other
+ * program and the parents against writers. Parents are found by the leaf's parent locator, then by name and identity
+ * in its directory and in "search"; a file that is not the parent recorded is never used.
+ *
+ * Keys: those of avhdx_schema_json("open"). Errors: NOT_VHDX, UNSUPPORTED, CORRUPT, CHECKSUM, TRUNCATED,
+ * LOG_REPLAY_REQUIRED, PARENT_..., CHAIN_LOOP, LOCKED, ARGUMENT, IO.
+ * disk: not NULL, *disk is NULL after a failure; path: not NULL, bytes; opts: may be NULL. Any thread. Since 1.0.
+ */
+int avhdx_open(avhdx_disk **disk, const char *path, const avhdx_opts *opts);
+
+/*
+ * Opens exactly these count files, leaf first, base last. Each must still be the parent of the one before it; with
+ * "ignore-id-mismatch" the caller vouches for that instead. Otherwise as avhdx_open.
+ * disk: not NULL, *disk is NULL after a failure; paths: not NULL, nor any of its members; opts: may be NULL.
+ * Any thread. Since 1.0.
+ */
+int avhdx_open_chain(avhdx_disk **disk, const char *const *paths, size_t count, const avhdx_opts *opts);
+
+/*
+ * Opens a file that is already open as the descriptor fd, which from now on belongs to the library: it is closed with
+ * the disk, and also when this call fails. It must be open for reading and writing, or for reading with "read-only".
+ * name is its path, for messages and to find its parents, which are opened by name. Otherwise as avhdx_open.
+ * disk: not NULL, *disk is NULL after a failure; name: not NULL; opts: may be NULL. Any thread. Since 1.0.
+ */
+int avhdx_open_fd(avhdx_disk **disk, int fd, const char *name, const avhdx_opts *opts);
+
+/*
+ * Makes everything that completed before the call, by any thread, survive power loss. Costs nothing when nothing was
+ * written. Errors: IO, NO_SPACE, POISONED. disk: not NULL. Concurrent on one disk. Since 1.0.
+ */
+int avhdx_flush(avhdx_disk *disk);
+
+/*
+ * Makes everything durable, leaves the log empty, unlocks, and frees the disk, also when something fails: the first
+ * failure is returned, and the file is then as after a power cut, with everything flushed in it. No other call on the
+ * disk may be running, or begin. From a callback of an operation on the same disk it does nothing and is -EINVAL.
+ * Errors: IO, NO_SPACE, POISONED. disk: may be NULL (0). Since 1.0.
+ */
+int avhdx_close(avhdx_disk *disk);
+
+/*
+ * Frees the disk without writing anything more: what was not flushed may be lost, as in a power cut. No other call
+ * on the disk may be running, or begin. From a callback of an operation on the same disk it does nothing. disk: may
+ * be NULL. Since 1.0.
+ */
+void avhdx_abort(avhdx_disk *disk);
+
+/* ---- Information ---- */
+
+/*
+ * Structures the library fills begin with struct_size: initialise them with the macro that follows each. The library
+ * writes no more than that many bytes and zeros what it does not know. GUIDs are 16 bytes as stored in the file.
+ */
+
+/* An offset or size that there is none of. */
+#define AVHDX_NO_OFFSET UINT64_MAX
+
+/* Type: every block has its place in the file from the start. */
+#define AVHDX_TYPE_FIXED 1
+/* Type: blocks are allocated when first written. */
+#define AVHDX_TYPE_DYNAMIC 2
+/* Type: holds what changed since its parent. */
+#define AVHDX_TYPE_DIFFERENCING 3
+/* Flag of information: the log holds updates that are not in place yet. */
+#define AVHDX_INFO_DIRTY_LOG 1
+/* Flag of information: writes are refused. */
+#define AVHDX_INFO_READ_ONLY 2
+/* Flag of information: an interrupted merge was found; run it again to finish it. */
+#define AVHDX_INFO_PENDING_MERGE 4
+/* Flag of information: the file has a parent; parent_linkage is set. */
+#define AVHDX_INFO_HAS_PARENT 8
+
+/* What one file says about itself. Since 1.0. */
+struct avhdx_probe
+{
+    /* Set by AVHDX_PROBE_INIT. */
+    uint32_t struct_size;
+    /* AVHDX_TYPE_... */
+    uint32_t type;
+    /* Bytes of the virtual disk. */
+    uint64_t virtual_size;
+    /* Bytes of a payload block. */
+    uint32_t block_size;
+    /* 512 or 4096. */
+    uint32_t logical_sector_size;
+    /* 512 or 4096. */
+    uint32_t physical_sector_size;
+    /* AVHDX_INFO_DIRTY_LOG, AVHDX_INFO_HAS_PARENT. */
+    uint32_t flags;
+    /* SCSI page 83 identity, the same through a chain. */
+    uint8_t virtual_disk_id[16];
+    /* Identity of the content: what a child records of its parent. */
+    uint8_t data_write_guid[16];
+    /* The data write GUID its parent must have; zeros without a parent. */
+    uint8_t parent_linkage[16];
+};
+#define AVHDX_PROBE_INIT { sizeof(struct avhdx_probe), 0, 0, 0, 0, 0, 0, { 0 }, { 0 }, { 0 } }
+
+/* What is efficient. Since 1.0. */
+struct avhdx_limits
+{
+    /* Set by AVHDX_LIMITS_INIT. */
+    uint32_t struct_size;
+    /* 512 or 4096: what a guest should see. Requests of any alignment work. */
+    uint32_t logical_sector_size;
+    /* 512 or 4096. */
+    uint32_t physical_sector_size;
+    /* Bytes of a payload block of the leaf. */
+    uint32_t block_size;
+    /* Requests aligned to this many bytes are the cheapest. */
+    uint32_t preferred;
+    /* Discards give back space in units of this many bytes. */
+    uint32_t discard_granularity;
+};
+#define AVHDX_LIMITS_INIT { sizeof(struct avhdx_limits), 0, 0, 0, 0, 0 }
+
+/* A disk: the chain as one. Since 1.0. */
+struct avhdx_info
+{
+    /* Set by AVHDX_INFO_INIT. */
+    uint32_t struct_size;
+    /* AVHDX_TYPE_... of the leaf. */
+    uint32_t type;
+    /* Bytes of the virtual disk. */
+    uint64_t virtual_size;
+    /* Lengths of all files together, in bytes. */
+    uint64_t file_size;
+    /* Bytes all files take on their file systems; as file_size for those that do not tell. */
+    uint64_t actual_size;
+    /* Number of layers. */
+    uint32_t layer_count;
+    /* Bytes of a payload block of the leaf. */
+    uint32_t block_size;
+    /* 512 or 4096. */
+    uint32_t logical_sector_size;
+    /* 512 or 4096. */
+    uint32_t physical_sector_size;
+    /* AVHDX_INFO_... */
+    uint32_t flags;
+    /* 0. */
+    uint32_t reserved;
+    /* SCSI page 83 identity. */
+    uint8_t virtual_disk_id[16];
+};
+#define AVHDX_INFO_INIT { sizeof(struct avhdx_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0 } }
+
+/* One file of a chain. Since 1.0. */
+struct avhdx_layer_info
+{
+    /* Set by AVHDX_LAYER_INFO_INIT. */
+    uint32_t struct_size;
+    /* AVHDX_TYPE_... */
+    uint32_t type;
+    /* Bytes of the virtual disk as of this layer. */
+    uint64_t virtual_size;
+    /* Length of the file in bytes. */
+    uint64_t file_size;
+    /* Bytes it takes on its file system; as file_size where that does not tell. */
+    uint64_t actual_size;
+    /* Bytes of a payload block. */
+    uint32_t block_size;
+    /* 512 or 4096. */
+    uint32_t logical_sector_size;
+    /* 512 or 4096. */
+    uint32_t physical_sector_size;
+    /* Bytes of log. */
+    uint32_t log_size;
+    /* AVHDX_INFO_DIRTY_LOG, AVHDX_INFO_HAS_PARENT. */
+    uint32_t flags;
+    /* 0. */
+    uint32_t reserved;
+    /* SCSI page 83 identity. */
+    uint8_t virtual_disk_id[16];
+    /* Changes with every session that writes. */
+    uint8_t file_write_guid[16];
+    /* Identity of the content. */
+    uint8_t data_write_guid[16];
+    /* The data write GUID its parent must have; zeros without a parent. */
+    uint8_t parent_linkage[16];
+    /* The other one accepted while a merge runs; else zeros. */
+    uint8_t parent_linkage2[16];
+};
+#define AVHDX_LAYER_INFO_INIT { sizeof(struct avhdx_layer_info), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0 }, { 0 }, { 0 }, { 0 }, { 0 } }
+
+/*
+ * Tells what the file at path is. Reads less than 1 MiB and the log if that is dirty, opens no parent, takes no lock,
+ * writes nothing. Errors: NOT_VHDX, UNSUPPORTED, CORRUPT, CHECKSUM, TRUNCATED, IO.
+ * path, probe: not NULL. Any thread. Since 1.0.
+ */
+int avhdx_probe(const char *path, struct avhdx_probe *probe);
+
+/* The size of the virtual disk in bytes, or a negative errno. disk: not NULL. Concurrent on one disk. Since 1.0. */
+int64_t avhdx_get_size(avhdx_disk *disk);
+
+/* Fills limits. disk, limits: not NULL. Concurrent on one disk. Since 1.0. */
+int avhdx_get_limits(avhdx_disk *disk, struct avhdx_limits *limits);
+
+/* Fills info. disk, info: not NULL. Concurrent on one disk. Since 1.0. */
+int avhdx_get_info(avhdx_disk *disk, struct avhdx_info *info);
+
+/* The number of layers, at least 1. disk: not NULL. Concurrent on one disk. Since 1.0. */
+int avhdx_layer_count(avhdx_disk *disk);
+
+/*
+ * Fills info for one layer. Errors: ARGUMENT when there is no such layer. disk, info: not NULL.
+ * Concurrent on one disk. Since 1.0.
+ */
+int avhdx_layer_info(avhdx_disk *disk, uint32_t layer, struct avhdx_layer_info *info);
+
+/*
+ * The path by which a layer was opened, as bytes. It lives until the disk is closed. NULL, ARGUMENT when there is no
+ * such layer. disk: not NULL. Concurrent on one disk. Since 1.0.
+ */
+const char *avhdx_layer_path(avhdx_disk *disk, uint32_t layer);
+
+/*
+ * The descriptor of a layer's file, for a caller that does its own I/O at the file offsets of avhdx_block_status. It
+ * belongs to the disk: do not close it, and do not use it after a merge of that layer or after avhdx_close.
+ * Errors: UNSUPPORTED where there is none, or where the file must not be read by itself because its log is dirty;
+ * ARGUMENT when there is no such layer. disk: not NULL. Concurrent on one disk. Since 1.0.
+ */
+int avhdx_layer_fd(avhdx_disk *disk, uint32_t layer);
+
+/*
+ * Everything known of the disk and its layers, as JSON; keys that qemu-img has mean the same. Paths that are not
+ * UTF-8 are shown with replacement characters. Free it with avhdx_free; NULL on failure. disk: not NULL. Concurrent
+ * on one disk. Since 1.0.
+ */
+char *avhdx_info_json(avhdx_disk *disk);
+
+/* ---- Reading and writing ---- */
+
+/*
+ * Offsets and lengths are bytes of the virtual disk, of any alignment; multiples of the logical sector size are
+ * cheaper. Every request is done whole or fails. A range that leaves the disk is -EINVAL, code RANGE, and nothing is
+ * touched. All of these may be called by any number of threads at once on one disk, also while it is checkpointed or
+ * merged. Of two writes to the same sector at the same time, one wins whole. A write is seen by every read that
+ * begins after it returned; it survives power loss after avhdx_flush, or with AVHDX_FUA when it returns.
+ */
+
+/* avhdx_block_status: ask about layer i alone, 0 to 65535. */
+#define AVHDX_THIS_LAYER(i) (UINT32_C(0x100) | ((uint32_t)(i) << 16))
+
+/* The call's own effect survives power loss when it returns. */
+#define AVHDX_FUA 1
+/* avhdx_zero: space may be given back. */
+#define AVHDX_MAY_UNMAP 2
+/* avhdx_zero: fail with NOT_FAST, having done nothing, unless changing metadata is enough. */
+#define AVHDX_FAST 4
+/* avhdx_block_status: one extent is enough. */
+#define AVHDX_ONE 8
+/* State of an extent: bytes in a file. */
+#define AVHDX_STATE_DATA 1
+/* State of an extent: explicitly zero. */
+#define AVHDX_STATE_ZERO 2
+/* State of an extent: no layer provides it; reads as zeros. With AVHDX_THIS_LAYER: as whatever is below. */
+#define AVHDX_STATE_HOLE 3
+/* State of an extent: trimmed; reads as zeros. */
+#define AVHDX_STATE_UNMAPPED 4
+/* State of an extent: left undefined by whoever wrote it; reads as zeros. */
+#define AVHDX_STATE_UNDEFINED 5
+
+/* A range of the virtual disk with one state. This structure never grows. Since 1.0. */
+struct avhdx_extent
+{
+    /* Where it begins, in bytes. */
+    uint64_t offset;
+    /* Its bytes. */
+    uint64_t length;
+    /* AVHDX_STATE_... */
+    uint32_t state;
+    /* The layer that decides it. */
+    uint32_t layer;
+    /* Where its bytes are in that layer's file; AVHDX_NO_OFFSET when there are none. */
+    uint64_t file_offset;
+};
+
+/*
+ * Reads the range [offset, offset + count) into buf. On failure other than RANGE parts of buf may have been written.
+ * Errors: RANGE, CORRUPT, IO, ... disk: not NULL; buf: not NULL unless count is 0. Concurrent on one disk. Since 1.0.
+ */
+int avhdx_pread(avhdx_disk *disk, void *buf, size_t count, uint64_t offset);
+
+/*
+ * Writes buf to the range [offset, offset + count), into the leaf. flags: AVHDX_FUA.
+ * Errors: RANGE, READ_ONLY, NO_SPACE, POISONED, IO, ... disk: not NULL; buf: not NULL unless count is 0.
+ * Concurrent on one disk. Since 1.0.
+ */
+int avhdx_pwrite(avhdx_disk *disk, const void *buf, size_t count, uint64_t offset, uint32_t flags);
+
+/*
+ * As avhdx_pread, into iovcnt buffers one after another. disk: not NULL; iov: not NULL unless iovcnt is 0.
+ * Concurrent on one disk. Since 1.0.
+ */
+int avhdx_preadv(avhdx_disk *disk, const struct iovec *iov, int iovcnt, uint64_t offset);
+
+/*
+ * As avhdx_pwrite, from iovcnt buffers one after another. flags: AVHDX_FUA.
+ * disk: not NULL; iov: not NULL unless iovcnt is 0. Concurrent on one disk. Since 1.0.
+ */
+int avhdx_pwritev(avhdx_disk *disk, const struct iovec *iov, int iovcnt, uint64_t offset, uint32_t flags);
+
+/*
+ * Reads the disk as of a layer: as it was when the layer's child was made. The range must lie inside that layer's
+ * virtual size. Layer 0 is the disk itself. Errors: ARGUMENT when there is no such layer; as avhdx_pread.
+ * disk: not NULL; buf: not NULL unless count is 0. Concurrent on one disk. Since 1.0.
+ */
+int avhdx_layer_pread(avhdx_disk *disk, uint32_t layer, void *buf, size_t count, uint64_t offset);
+
+/*
+ * Makes the range [offset, offset + len) read as zeros, whatever parents hold there. flags: AVHDX_FUA,
+ * AVHDX_MAY_UNMAP, AVHDX_FAST. Errors: NOT_FAST (-ENOTSUP), RANGE, READ_ONLY, NO_SPACE, POISONED, IO. disk: not
+ * NULL. Concurrent on one disk. Since 1.0.
+ */
+int avhdx_zero(avhdx_disk *disk, uint64_t offset, uint64_t len, uint32_t flags);
+
+/*
+ * Says that the content of the range is not needed. Whole blocks in it give their space back and read as zeros, never
+ * as a parent's older data; the rest stays as it is. flags: AVHDX_FUA. Errors: RANGE, READ_ONLY, POISONED, IO.
+ * disk: not NULL. Concurrent on one disk. Since 1.0.
+ */
+int avhdx_discard(avhdx_disk *disk, uint64_t offset, uint64_t len, uint32_t flags);
+
+/*
+ * Tells what is where in [offset, offset + len): up to *n extents, in order, without gaps, the first at offset.
+ * On success *n is their number and *processed the bytes they cover, less than len when there are more: go on at
+ * offset + *processed. The answer is about this moment; other threads may write meanwhile.
+ *
+ * flags: AVHDX_ONE; AVHDX_THIS_LAYER(i) asks about one file instead of the disk, where a range it does not hold is
+ * AVHDX_STATE_HOLE. layer and file_offset let a caller do the I/O itself (avhdx_layer_fd).
+ * Errors: RANGE, ARGUMENT, CORRUPT, IO. disk, extents, n, processed: not NULL; *n: at least 1.
+ * Concurrent on one disk. Since 1.0.
+ */
+int avhdx_block_status(avhdx_disk *disk,
                        uint64_t offset,
                        uint64_t len,
-                       uint32_t flags_,
+                       uint32_t flags,
                        struct avhdx_extent *extents,
                        size_t *n,
                        uint64_t *processed);
 
-// Creates a disk: keys type, size, block-size, logical-sector-size, physical-sector-size, log-size, parent, id. Written
-// under a temporary name and renamed; an existing file is never replaced (-EEXIST). Durable on return. Any thread.
-int avhdx_create(const char *file,
-                 const struct avhdx_opts *o);
+/* ---- Create, checkpoint, merge, check ---- */
 
-// Seals the leaf and continues on a new differencing child at new_leaf, which must not exist. Reads go on meanwhile,
-// writes wait for a few flushes. Keys: block-size. After a failure the disk goes on as before. Concurrent with the data
-// plane; control functions wait for one another.
-int avhdx_checkpoint(struct avhdx_disk *d,
-                     const char *new_leaf,
-                     const struct avhdx_opts *o);
+/*
+ * Operations on one disk wait for each other; reading and writing go on meanwhile, from other threads. Each is
+ * durable when it returns 0. Cut short anywhere, by failure, cancellation or power loss, it leaves files that open
+ * and read the same, and running it again finishes it.
+ */
 
-// Folds layers top to base-1 into layer base (0 = leaf): in one pass, with reads and writes going on. Keys: mode, rate,
-// unlink, relink, siblings, verify. Durable on return, when the chain continues without the merged layers. A failure or
-// cancellation leaves a chain that reads the same; merging again finishes it.
-// Errors: HAS_CHILDREN and NO_SPACE before anything is changed, CANCELLED, READ_ONLY, LOCKED, IO.
-int avhdx_merge(struct avhdx_disk *d,
+/* Severity: legal and worth knowing. */
+#define AVHDX_SEVERITY_NOTE 1
+/* Severity: other programs may refuse the file. */
+#define AVHDX_SEVERITY_WARNING 2
+/* Severity: a rule of the format is broken. */
+#define AVHDX_SEVERITY_ERROR 3
+
+/* What avhdx_check saw. Since 1.0. */
+struct avhdx_check
+{
+    /* Set by AVHDX_CHECK_INIT. */
+    uint32_t struct_size;
+    /* 0. */
+    uint32_t reserved;
+    /* Broken rules. */
+    uint64_t errors;
+    /* What other programs may refuse. */
+    uint64_t warnings;
+    /* What is legal and worth knowing. */
+    uint64_t notes;
+    /* Payload blocks that have space in the file. */
+    uint64_t allocated_blocks;
+    /* Payload blocks of the disk. */
+    uint64_t total_blocks;
+    /* Bytes of the file that nothing owns. */
+    uint64_t leaked_bytes;
+};
+#define AVHDX_CHECK_INIT { sizeof(struct avhdx_check), 0, 0, 0, 0, 0, 0, 0 }
+
+/* One finding of avhdx_check. Strings are UTF-8 and live for the call of the callback. Since 1.0. */
+struct avhdx_issue
+{
+    /* Bytes of this structure that the library filled. */
+    uint32_t struct_size;
+    /* AVHDX_SEVERITY_... */
+    uint32_t severity;
+    /* Where in the file, in bytes. */
+    uint64_t offset;
+    /* The rule's name, one word: "BatOffset". */
+    const char *rule;
+    /* The structure, in the words of the specification: "BAT entry 17". */
+    const char *structure;
+    /* What the file holds. */
+    const char *found;
+    /* What the rule asks for. */
+    const char *wanted;
+    /* All of it in one line. */
+    const char *message;
+};
+
+/* Receives findings as they are made. Since 1.0. */
+struct avhdx_issue_cb
+{
+    /* Not NULL. */
+    void (*fn)(void *user, const struct avhdx_issue *issue);
+    /* Passed to fn. */
+    void *user;
+    /* Called once with user; may be NULL. */
+    void (*free)(void *user);
+};
+
+/*
+ * Creates a virtual disk at path: "type" dynamic, fixed or differencing, "size", "parent" and so on. It is made
+ * under a temporary name in the same directory and renamed when complete, so a file of this name is either absent or
+ * whole; an existing file is never replaced (-EEXIST). Durable on return.
+ *
+ * Keys: those of "create", and of "open" for how a parent is opened. Errors: ARGUMENT, NO_SPACE, IO, and those of
+ * avhdx_open for the parent. path: not NULL; opts: may be NULL, but "size" or "parent" is needed. Any thread. Since
+ * 1.0.
+ */
+int avhdx_create(const char *path, const avhdx_opts *opts);
+
+/*
+ * Seals the leaf and goes on writing to a new differencing child at new_leaf, which must not exist. Reads go on;
+ * writes wait for a few flushes, whatever the size of the disk. Layer numbers grow by one: the old leaf is layer 1.
+ * On return the child is durable and the old leaf is as if closed. After a failure the disk goes on as before.
+ *
+ * Keys: those of "checkpoint". Errors: READ_ONLY, CHAIN_LOOP (too many layers), NO_SPACE, IO, POISONED.
+ * disk, new_leaf: not NULL; opts: may be NULL. Waits for other operations on the disk. Since 1.0.
+ */
+int avhdx_checkpoint(avhdx_disk *disk, const char *new_leaf, const avhdx_opts *opts);
+
+/*
+ * Folds layers top to base - 1 into layer base (0 = leaf), in one pass in which each sector moves at most once. The
+ * disk reads the same before, during and after. On return the chain goes on without the merged layers, and their
+ * files are removed unless unlink=off. top may be 0: the disk then goes on writing to the base.
+ *
+ * Keys: those of "merge". Errors: ARGUMENT, READ_ONLY, HAS_CHILDREN and NO_SPACE (both before the first byte is
+ * written), LOCKED, CANCELLED, IO, POISONED; after any of them the disk can be used and the merge run again.
+ * disk: not NULL; opts, progress: may be NULL. Waits for other operations on the disk. Since 1.0.
+ */
+int avhdx_merge(avhdx_disk *disk,
                 uint32_t top,
                 uint32_t base,
-                const struct avhdx_opts *o,
-                const struct avhdx_progress_cb *p);
+                const avhdx_opts *opts,
+                const avhdx_progress_cb *progress);
 
-// Opens child, merges it into its parent, or into the ancestor dest if that is not NULL, and closes. The shape of
-// Merge-VHD; otherwise as avhdx_merge(). Any thread.
-int avhdx_merge_path(const char *child,
-                     const char *dest,
-                     const struct avhdx_opts *o,
-                     const struct avhdx_progress_cb *p);
+/*
+ * Opens the disk at child, merges it, and what is between, into the ancestor at dest, and closes it: the shape of
+ * Merge-VHD. dest NULL is the direct parent. Otherwise as avhdx_merge with top 0.
+ *
+ * Keys: those of "merge" and of "open". Errors: those of avhdx_open and avhdx_merge; ARGUMENT when dest is no
+ * ancestor. child: not NULL; dest, opts, progress: may be NULL. Any thread. Since 1.0.
+ */
+int avhdx_merge_path(const char *child, const char *dest, const avhdx_opts *opts, const avhdx_progress_cb *progress);
 
-// Checks one file against every rule of the format; writes nothing. Keys: windows. Each thing found goes to cb, which
-// may be NULL, the counts to out. 0 also when rules are broken: see out->errors. Any thread.
-int avhdx_check(const char *file,
-                const struct avhdx_opts *o,
-                struct avhdx_check *out,
-                const struct avhdx_issue_cb *cb);
+/*
+ * Checks every structural rule of the file at path. Parents are not opened, and nothing is ever written. Returns 0
+ * when the check was done, whatever it found: look at check->errors. Each finding goes to callback as it is made.
+ *
+ * Keys: those of "check" and of "open". Errors: NOT_VHDX, LOCKED, IO, ARGUMENT.
+ * path, check: not NULL; opts, callback: may be NULL. Any thread. Since 1.0.
+ */
+int avhdx_check(const char *path, const avhdx_opts *opts, struct avhdx_check *check, const avhdx_issue_cb *callback);
 
 #ifdef __cplusplus
-}  // extern "C"
-#endif  // __cplusplus
+}
+#endif
 
-#endif  /* AVHDX_H */
+#endif /* AVHDX_H */

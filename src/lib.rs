@@ -14,7 +14,7 @@
 
 pub mod chain;
 pub mod error;
-mod ffi;
+pub mod ffi;
 #[doc(hidden)]
 pub mod format;
 pub mod guid;

@@ -1,135 +1,271 @@
-//! The string keys under which the C ABI offers the choices of [`crate::options`], in one table: what a key is called,
-//! means, defaults to, and does.
+//! Options by name: one table from which the C ABI, the nbdkit plugin and the command line take their keys.
+//!
+//! A [`Key`] has a name, a type, a default in words, a meaning and the version it came with; [`Settings`] holds the
+//! typed options it ends up in. Values arrive as text (paths as the host's bytes), are checked when they are set, and
+//! are applied in the order in which they were set.
 
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use serde_json::{json, Value};
+use serde_json::json;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::guid::Guid;
+use crate::limits;
 use crate::ops::CheckOptions;
-use crate::options::{
-    CacheMode, CheckpointOptions, CreateOptions, DiskType, LogPolicy, MergeMode, MergeOptions, OpenOptions,
-};
+use crate::options::OpenOptions;
+use crate::options::{CacheMode, CheckpointOptions, CreateOptions, DiskType, LogPolicy, MergeMode, MergeOptions};
 
-/// Everything that can be set by key.
-#[derive(Debug, Clone, Default)]
+/// A group of options: what one operation takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Kind {
+    /// Opening a disk; also where the other operations look for files.
+    Open,
+    /// Creating a disk.
+    Create,
+    /// Taking a checkpoint.
+    Checkpoint,
+    /// Merging.
+    Merge,
+    /// Checking a file.
+    Check,
+}
+
+impl Kind {
+    /// Every kind.
+    pub const ALL: &'static [Kind] = &[Kind::Open, Kind::Create, Kind::Checkpoint, Kind::Merge, Kind::Check];
+
+    /// The name under which [`schema_json`] knows it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Open => "open",
+            Kind::Create => "create",
+            Kind::Checkpoint => "checkpoint",
+            Kind::Merge => "merge",
+            Kind::Check => "check",
+        }
+    }
+
+    /// The kind of this name.
+    pub fn from_name(name: &str) -> Option<Kind> {
+        Kind::ALL.iter().copied().find(|kind| kind.name() == name)
+    }
+
+    /// Its keys, in the order in which they are documented.
+    pub fn keys(self) -> &'static [Key] {
+        match self {
+            Kind::Open => OPEN,
+            Kind::Create => CREATE,
+            Kind::Checkpoint => CHECKPOINT,
+            Kind::Merge => MERGE,
+            Kind::Check => CHECK,
+        }
+    }
+}
+
+/// What a value looks like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ValueType {
+    /// on/off, true/false, yes/no, 1/0.
+    Bool,
+    /// A number of bytes; K, M, G and T multiply by powers of 1024.
+    Size,
+    /// A decimal number.
+    Number,
+    /// One of these words.
+    Choice(&'static [&'static str]),
+    /// A path of the host, as bytes.
+    Path,
+    /// Paths separated by ':'.
+    PathList,
+    /// WINDOWS=DIR pairs separated by ';'.
+    DriveMap,
+    /// A GUID, with or without braces.
+    Guid,
+}
+
+impl ValueType {
+    /// The name in the schema.
+    pub fn name(self) -> &'static str {
+        match self {
+            ValueType::Bool => "bool",
+            ValueType::Size => "size",
+            ValueType::Number => "number",
+            ValueType::Choice(_) => "choice",
+            ValueType::Path => "path",
+            ValueType::PathList => "path-list",
+            ValueType::DriveMap => "drive-map",
+            ValueType::Guid => "guid",
+        }
+    }
+}
+
+/// The typed options that keys end up in.
+#[derive(Clone, Default)]
+#[non_exhaustive]
 pub struct Settings {
-    /// Keys of opening.
+    /// [`Kind::Open`].
     pub open: OpenOptions,
-    /// Keys of creating; its `open` is not used, see [`Settings::create_options`].
-    create: Create,
-    /// Keys of merging.
+    /// [`Kind::Create`]; its `open` is [`Settings::open`] when made by [`Settings::from_entries`].
+    pub create: CreateOptions,
+    /// [`Kind::Checkpoint`].
+    pub checkpoint: CheckpointOptions,
+    /// [`Kind::Merge`].
     pub merge: MergeOptions,
-    /// Keys of checking.
+    /// [`Kind::Check`].
     pub check: CheckOptions,
 }
 
-#[derive(Debug, Clone, Default)]
-struct Create {
-    disk_type: Option<DiskType>,
-    size: u64,
-    block_size: u32,
-    logical_sector_size: u32,
-    physical_sector_size: u32,
-    log_size: u32,
-    parent: Option<PathBuf>,
-    id: Option<Guid>,
+impl Settings {
+    /// Defaults with `entries` applied in order. A key that none of `kinds` has is an error; where two have it, the
+    /// first takes it.
+    pub fn from_entries<'a>(
+        kinds: &[Kind],
+        entries: impl IntoIterator<Item = (&'a str, &'a OsStr)>,
+    ) -> Result<Settings> {
+        let mut settings = Settings::default();
+        for (name, value) in entries {
+            find(kinds, name)?.apply(&mut settings, value)?;
+        }
+        settings.create.open = settings.open.clone();
+        Ok(settings)
+    }
 }
 
-impl Settings {
-    /// For [`crate::ops::create`]. A parent without a type means differencing.
-    pub fn create_options(&self) -> CreateOptions {
-        let create = &self.create;
-        let default = if create.parent.is_some() {
-            DiskType::Differencing
-        } else {
-            DiskType::Dynamic
-        };
-        CreateOptions {
-            disk_type: create.disk_type.unwrap_or(default),
-            size: create.size,
-            block_size: create.block_size,
-            logical_sector_size: create.logical_sector_size,
-            physical_sector_size: create.physical_sector_size,
-            log_size: create.log_size,
-            parent: create.parent.clone(),
-            id: create.id,
-            open: self.open.clone(),
-        }
-    }
+type Apply = fn(&mut Settings, &OsStr) -> Result<(), String>;
 
-    /// For [`crate::ops::checkpoint`].
-    pub fn checkpoint_options(&self) -> CheckpointOptions {
-        CheckpointOptions {
-            block_size: self.create.block_size,
-        }
-    }
+/// One option.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub struct Key {
+    /// The name, in lower case with hyphens.
+    pub name: &'static str,
+    /// What values look like.
+    pub value: ValueType,
+    /// The default, in words or as a value.
+    pub default: &'static str,
+    /// One sentence for people.
+    pub meaning: &'static str,
+    /// The version it came with.
+    pub since: &'static str,
+    apply: Apply,
+}
 
-    /// Sets a key from text. Unknown keys and values that do not fit are `Argument` errors that name them.
-    pub fn set(&mut self, key: &str, value: &str) -> Result<()> {
-        let Some(entry) = KEYS.iter().find(|k| k.name == key) else {
-            let nearest = KEYS
-                .iter()
-                .map(|k| (strsim::damerau_levenshtein(key, k.name), k.name))
-                .min();
-            let error = Error::new(ErrorKind::Argument, format!("there is no option {key:?}"));
-            return Err(match nearest {
-                Some((distance, name)) if distance <= 3 => error.with_hint(format!("did you mean {name:?}?")),
-                _ => error.with_hint("avhdx_schema_json lists the options"),
-            });
-        };
-        (entry.apply)(self, value).ok_or_else(|| {
-            Error::new(ErrorKind::Argument, format!("option {key:?} cannot be {value:?}"))
-                .with_hint(format!("{key} takes {}", entry.kind))
+impl Key {
+    /// Sets the option. The error names the key, the value and what would be accepted.
+    pub fn apply(&self, settings: &mut Settings, value: &OsStr) -> Result<()> {
+        (self.apply)(settings, value).map_err(|wanted| {
+            Error::new(
+                ErrorKind::Argument,
+                format!("option '{}': {value:?} is not {wanted}", self.name),
+            )
+            .with_hint(format!("{}: {}", self.name, self.meaning))
         })
     }
 
-    /// Sets keys from "key=value,key=value". A value may contain "=", and with a doubled comma a comma.
-    pub fn parse(&mut self, line: &str) -> Result<()> {
-        for part in line.replace(",,", "\0").split(',').filter(|part| !part.is_empty()) {
-            let part = part.replace('\0', ",");
-            match part.split_once('=') {
-                Some((key, value)) => self.set(key, value)?,
-                // A bare key switches it on.
-                None => self.set(&part, "on")?,
-            }
-        }
-        Ok(())
+    /// Whether a value would be accepted.
+    pub fn check(&self, value: &OsStr) -> Result<()> {
+        self.apply(&mut Settings::default(), value)
     }
 }
 
-struct Key {
-    name: &'static str,
-    groups: &'static [&'static str],
-    kind: &'static str,
-    default: &'static str,
-    meaning: &'static str,
-    apply: fn(&mut Settings, &str) -> Option<()>,
+/// The key of this name in any of `kinds`. The error names the nearest key there is, or the operation that has it.
+pub fn find(kinds: &[Kind], name: &str) -> Result<&'static Key> {
+    let known = || kinds.iter().flat_map(|kind| kind.keys());
+    if let Some(key) = known().find(|key| key.name == name) {
+        return Ok(key);
+    }
+    let here: Vec<&str> = kinds.iter().map(|kind| kind.name()).collect();
+    let owners: Vec<&str> = Kind::ALL
+        .iter()
+        .filter(|kind| kind.keys().iter().any(|key| key.name == name))
+        .map(|kind| kind.name())
+        .collect();
+    if !owners.is_empty() {
+        let message = format!(
+            "the option '{name}' is for {}, not for {}",
+            owners.join(", "),
+            here.join(", ")
+        );
+        return Err(Error::new(ErrorKind::Argument, message).with_hint("leave it out here"));
+    }
+    let nearest = known().min_by_key(|key| strsim::damerau_levenshtein(key.name, name));
+    let error = Error::new(ErrorKind::Argument, format!("there is no option {name:?}"));
+    Err(match nearest {
+        Some(key) => error.with_hint(format!("the nearest is '{}': {}", key.name, key.meaning)),
+        None => error,
+    })
 }
 
-/// Parses a size in bytes: digits, optionally followed by K, M, G or T (powers of 1024, any case, "iB" or "B" allowed).
+/// Splits "key=value,key=value". A comma in a value is written twice; a key without '=' means "on".
+pub fn parse_line(line: &OsStr) -> Result<Vec<(String, OsString)>> {
+    let mut pairs: Vec<Vec<u8>> = vec![Vec::new()];
+    let mut bytes = line.as_bytes().iter().copied().peekable();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b',' if bytes.peek() == Some(&b',') => {
+                bytes.next();
+                if let Some(pair) = pairs.last_mut() {
+                    pair.push(b',');
+                }
+            }
+            b',' => pairs.push(Vec::new()),
+            other => {
+                if let Some(pair) = pairs.last_mut() {
+                    pair.push(other);
+                }
+            }
+        }
+    }
+    pairs
+        .into_iter()
+        .filter(|pair| !pair.is_empty())
+        .map(|pair| {
+            let (name, value) = match pair.iter().position(|&byte| byte == b'=') {
+                Some(at) => (&pair[..at], &pair[at + 1..]),
+                None => (&pair[..], &b"on"[..]),
+            };
+            let name = std::str::from_utf8(name)
+                .ok()
+                .filter(|name| !name.is_empty())
+                .ok_or_else(|| {
+                    let text = String::from_utf8_lossy(&pair).into_owned();
+                    Error::new(ErrorKind::Argument, format!("{text:?} is not of the form key=value"))
+                })?;
+            Ok((name.to_string(), OsStr::from_bytes(value).to_os_string()))
+        })
+        .collect()
+}
+
+/// A number of bytes: decimal digits and K, M, G, T, P or E (powers of 1024; either case; "iB" or "B" may follow).
 pub fn parse_size(text: &str) -> Option<u64> {
-    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
-    let (number, unit) = text.split_at(digits);
-    let unit = unit.to_ascii_lowercase();
-    let shift = match unit
+    let text = text.trim();
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let number: u64 = text[..digits].parse().ok()?;
+    let unit = text[digits..].to_ascii_lowercase();
+    let unit = unit
         .strip_suffix("ib")
         .or_else(|| unit.strip_suffix('b'))
-        .unwrap_or(&unit)
-    {
+        .unwrap_or(&unit);
+    let shift = match unit {
         "" => 0,
         "k" => 10,
         "m" => 20,
         "g" => 30,
         "t" => 40,
+        "p" => 50,
+        "e" => 60,
         _ => return None,
     };
-    number.parse::<u64>().ok()?.checked_mul(1 << shift)
+    number.checked_mul(1 << shift)
 }
 
-fn parse_bool(text: &str) -> Option<bool> {
+/// on, true, yes, 1; off, false, no, 0; in either case.
+pub fn parse_bool(text: &str) -> Option<bool> {
     match text.to_ascii_lowercase().as_str() {
         "on" | "true" | "yes" | "1" => Some(true),
         "off" | "false" | "no" | "0" => Some(false),
@@ -137,362 +273,354 @@ fn parse_bool(text: &str) -> Option<bool> {
     }
 }
 
-fn parse_u32(text: &str) -> Option<u32> {
-    parse_size(text)?.try_into().ok()
-}
-
-const BOOL: &str = "on or off";
-const SIZE: &str = "a size in bytes, or with K, M, G or T";
-
-macro_rules! key {
-    ($name:literal, $groups:expr, $kind:expr, $default:literal, $meaning:literal, |$s:ident, $v:ident| $apply:expr) => {
-        Key {
-            name: $name,
-            groups: $groups,
-            kind: $kind,
-            default: $default,
-            meaning: $meaning,
-            apply: |$s, $v| {
-                $apply;
-                Some(())
-            },
-        }
-    };
-}
-
-const OPEN: &[&str] = &["open", "create", "merge"];
-const CREATE: &[&str] = &["create"];
-const MERGE: &[&str] = &["merge"];
-
-static KEYS: &[Key] = &[
-    key!(
-        "read-only",
-        &["open"],
-        BOOL,
-        "off",
-        "nothing is written to any file",
-        |s, v| s.open.read_only = parse_bool(v)?
-    ),
-    key!(
-        "parents",
-        &["open"],
-        BOOL,
-        "on",
-        "off: absent data reads as zeros, and the disk is read-only",
-        |s, v| s.open.parents = parse_bool(v)?
-    ),
-    key!(
-        "search",
-        OPEN,
-        "directories, separated by colons",
-        "",
-        "directories searched for parents",
-        |s, v| s.open.search = v.split(':').filter(|d| !d.is_empty()).map(PathBuf::from).collect()
-    ),
-    key!(
-        "parent-root",
-        OPEN,
-        "a directory",
-        "",
-        "parents must lie beneath it",
-        |s, v| s.open.parent_root = (!v.is_empty()).then(|| v.into())
-    ),
-    key!(
-        "drive-map",
-        OPEN,
-        "PREFIX=DIR, separated by semicolons",
-        "",
-        "Windows drives and shares, and the directories that stand for them",
-        |s, v| s.open.drive_map = parse_drives(v)?
-    ),
-    key!(
-        "ignore-id-mismatch",
-        &["open"],
-        BOOL,
-        "off",
-        "accept parents whose identity is another; only with an explicit list of layers",
-        |s, v| s.open.ignore_id_mismatch = parse_bool(v)?
-    ),
-    key!(
-        "max-depth",
-        OPEN,
-        "a number from 1 to 256",
-        "256",
-        "most layers in a chain",
-        |s, v| s.open.max_depth = v.parse().ok().filter(|d| (1..=256).contains(d))?
-    ),
-    key!(
-        "log",
-        OPEN,
-        "auto, memory, replay or refuse",
-        "auto",
-        "a log with updates: replayed when writable and applied in memory when read-only, and so on",
-        |s, v| s.open.log = match v {
-            "auto" => LogPolicy::Auto,
-            "memory" => LogPolicy::Memory,
-            "replay" => LogPolicy::Replay,
-            "refuse" => LogPolicy::Refuse,
-            _ => return None,
-        }
-    ),
-    key!(
-        "lock",
-        OPEN,
-        BOOL,
-        "on",
-        "lock the files against other programs, as QEMU does",
-        |s, v| s.open.lock = parse_bool(v)?
-    ),
-    key!(
-        "lock-timeout-ms",
-        OPEN,
-        "milliseconds",
-        "0",
-        "how long to wait for a lock",
-        |s, v| s.open.lock_timeout = Duration::from_millis(v.parse().ok()?)
-    ),
-    key!(
-        "cache",
-        OPEN,
-        "writeback, writethrough, none or unsafe",
-        "writeback",
-        "writes are durable on flush; when they return; as writethrough; never by our doing",
-        |s, v| s.open.cache = match v {
-            "writeback" => CacheMode::Writeback,
-            "writethrough" | "none" => CacheMode::Writethrough,
-            "unsafe" => CacheMode::Unsafe,
-            _ => return None,
-        }
-    ),
-    key!(
-        "meta-cache-size",
-        OPEN,
-        SIZE,
-        "32M",
-        "memory for metadata pages",
-        |s, v| s.open.meta_cache_size = parse_size(v)?
-    ),
-    key!(
-        "threads",
-        OPEN,
-        "0",
-        "0",
-        "threads of our own; there are none",
-        |s, v| if v != "0" {
-            let _ = &s;
-            return None;
-        }
-    ),
-    key!(
-        "type",
-        CREATE,
-        "dynamic, fixed or differencing",
-        "dynamic",
-        "type of the new disk",
-        |s, v| s.create.disk_type = Some(match v {
-            "dynamic" => DiskType::Dynamic,
-            "fixed" => DiskType::Fixed,
-            "differencing" => DiskType::Differencing,
-            _ => return None,
+/// The keys of a kind as a JSON array: name, type, choices, default, meaning, since.
+pub fn schema_json(kind: Kind) -> String {
+    let keys: Vec<_> = kind
+        .keys()
+        .iter()
+        .map(|key| {
+            let mut entry = json!({
+                "name": key.name,
+                "type": key.value.name(),
+                "default": key.default,
+                "meaning": key.meaning,
+                "since": key.since,
+            });
+            if let ValueType::Choice(words) = key.value {
+                entry["choices"] = json!(words);
+            }
+            entry
         })
-    ),
-    key!("size", CREATE, SIZE, "the parent's", "virtual size", |s, v| s
-        .create
-        .size =
-        parse_size(v)?),
-    key!(
-        "block-size",
-        &["create", "checkpoint"],
-        "a power of two from 1M to 256M",
-        "32M, or 2M for fixed and differencing",
-        "size of a payload block",
-        |s, v| s.create.block_size = parse_u32(v)?
-    ),
-    key!(
-        "logical-sector-size",
-        CREATE,
-        "512 or 4096",
-        "512, or the parent's",
-        "logical sector",
-        |s, v| s.create.logical_sector_size = parse_u32(v)?
-    ),
-    key!(
-        "physical-sector-size",
-        CREATE,
-        "512 or 4096",
-        "4096, or the parent's",
-        "physical sector",
-        |s, v| s.create.physical_sector_size = parse_u32(v)?
-    ),
-    key!(
-        "log-size",
-        CREATE,
-        "a multiple of 1M",
-        "1M",
-        "size of the log",
-        |s, v| s.create.log_size = parse_u32(v)?
-    ),
-    key!(
-        "parent",
-        CREATE,
-        "a path",
-        "",
-        "parent of a differencing disk",
-        |s, v| s.create.parent = (!v.is_empty()).then(|| v.into())
-    ),
-    key!(
-        "id",
-        CREATE,
-        "a GUID",
-        "random, or the parent's",
-        "virtual disk identifier",
-        |s, v| s.create.id = Some(Guid::parse(v)?)
-    ),
-    key!(
-        "mode",
-        MERGE,
-        "auto, copy, reflink or consume",
-        "auto",
-        "how the bytes travel; consume releases the child's blocks on the way and needs next to no space",
-        |s, v| s.merge.mode = match v {
-            "auto" => MergeMode::Auto,
-            "copy" => MergeMode::Copy,
-            "reflink" => MergeMode::Reflink,
-            "consume" => MergeMode::Consume,
-            _ => return None,
-        }
-    ),
-    key!(
-        "rate",
-        MERGE,
-        SIZE,
-        "0",
-        "bytes per second at most; 0 for no limit",
-        |s, v| s.merge.rate = parse_size(v)?
-    ),
-    key!("unlink", MERGE, BOOL, "on", "remove the merged files", |s, v| s
-        .merge
-        .unlink =
-        parse_bool(v)?),
-    key!(
-        "relink",
-        MERGE,
-        "scan or off",
-        "scan",
-        "look for other children of the files merged",
-        |s, v| s.merge.relink = match v {
-            "scan" => true,
-            "off" => false,
-            _ => return None,
-        }
-    ),
-    key!(
-        "siblings",
-        MERGE,
-        "refuse or orphan",
-        "refuse",
-        "other disks that depend on the files merged",
-        |s, v| s.merge.orphan_siblings = match v {
-            "refuse" => false,
-            "orphan" => true,
-            _ => return None,
-        }
-    ),
-    key!(
-        "verify",
-        MERGE,
-        BOOL,
-        "off",
-        "compare before anything is removed",
-        |s, v| s.merge.verify = parse_bool(v)?
-    ),
-    key!(
-        "windows",
-        &["check"],
-        BOOL,
-        "off",
-        "also report what Windows would not have written",
-        |s, v| s.check.windows = parse_bool(v)?
-    ),
-];
+        .collect();
+    json!(keys).to_string()
+}
 
-fn parse_drives(text: &str) -> Option<Vec<(String, PathBuf)>> {
-    text.split(';')
+// ---- values ----
+
+fn text(value: &OsStr) -> Result<&str, String> {
+    value.to_str().ok_or_else(|| "UTF-8".to_string())
+}
+
+fn boolean(value: &OsStr) -> Result<bool, String> {
+    parse_bool(text(value)?).ok_or_else(|| "on or off".to_string())
+}
+
+fn size(value: &OsStr) -> Result<u64, String> {
+    parse_size(text(value)?).ok_or_else(|| "a size such as 4096, 64k, 2M, 1G or 1T".to_string())
+}
+
+fn size32(value: &OsStr) -> Result<u32, String> {
+    u32::try_from(size(value)?).map_err(|_| "a size below 4G".to_string())
+}
+
+fn number(value: &OsStr, most: u64) -> Result<u64, String> {
+    let number = text(value)?.parse().ok().filter(|&number: &u64| number <= most);
+    number.ok_or_else(|| match most {
+        u64::MAX => "a number".to_string(),
+        _ => format!("a number up to {most}"),
+    })
+}
+
+fn path(value: &OsStr) -> Result<PathBuf, String> {
+    match value.is_empty() {
+        true => Err("a path".to_string()),
+        false => Ok(PathBuf::from(value)),
+    }
+}
+
+fn paths(value: &OsStr) -> Result<Vec<PathBuf>, String> {
+    let parts = value.as_bytes().split(|&byte| byte == b':');
+    Ok(parts
         .filter(|part| !part.is_empty())
-        .map(|part| {
-            part.split_once('=')
-                .map(|(prefix, dir)| (prefix.to_string(), dir.into()))
+        .map(|part| PathBuf::from(OsStr::from_bytes(part)))
+        .collect())
+}
+
+fn drive_map(value: &OsStr) -> Result<Vec<(String, PathBuf)>, String> {
+    let wanted = || r"WINDOWS=DIR pairs such as C:=/mnt/c;\\server\share=/mnt/s".to_string();
+    let pairs = value.as_bytes().split(|&byte| byte == b';');
+    pairs
+        .filter(|pair| !pair.is_empty())
+        .map(|pair| {
+            let at = pair.iter().position(|&byte| byte == b'=').ok_or_else(wanted)?;
+            let (from, to) = (&pair[..at], &pair[at + 1..]);
+            let from = std::str::from_utf8(from).map_err(|_| wanted())?;
+            if from.is_empty() || to.is_empty() {
+                return Err(wanted());
+            }
+            Ok((from.to_string(), PathBuf::from(OsStr::from_bytes(to))))
         })
         .collect()
 }
 
-/// The keys of "open", "create", "checkpoint", "merge" or "check" as a JSON array of objects with name, type, default,
-/// meaning and since; `None` for anything else.
-pub fn schema_json(kind: &str) -> Option<String> {
-    let list: Vec<Value> = KEYS
-        .iter()
-        .filter(|key| key.groups.contains(&kind))
-        .map(|key| {
-            json!({
-                "name": key.name,
-                "type": key.kind,
-                "default": key.default,
-                "meaning": key.meaning,
-                "since": "1.0",
-            })
-        })
-        .collect();
-    (!list.is_empty()).then(|| Value::Array(list).to_string())
+fn guid(value: &OsStr) -> Result<Guid, String> {
+    Guid::parse(text(value)?).ok_or_else(|| "a GUID such as 12345678-9abc-def0-1234-56789abcdef0".to_string())
 }
+
+fn choice<T: Copy>(value: &OsStr, words: &[(&str, T)]) -> Result<T, String> {
+    let word = text(value)?;
+    let found = words.iter().find(|(name, _)| *name == word);
+    found.map(|(_, meaning)| *meaning).ok_or_else(|| {
+        let names: Vec<&str> = words.iter().map(|(name, _)| *name).collect();
+        format!("one of {}", names.join(", "))
+    })
+}
+
+// ---- the table ----
+
+macro_rules! keys {
+    ($($name:literal, $value:expr, $default:literal, $meaning:literal, $($field:ident).+ = |$v:ident| $parse:expr;)*) => {
+        &[$(Key {
+            name: $name,
+            value: $value,
+            default: $default,
+            meaning: $meaning,
+            since: "1.0",
+            apply: |settings, $v| {
+                settings.$($field).+ = $parse?;
+                Ok(())
+            },
+        },)*]
+    };
+}
+
+const LOG: &[(&str, LogPolicy)] = &[
+    ("auto", LogPolicy::Auto),
+    ("memory", LogPolicy::Memory),
+    ("replay", LogPolicy::Replay),
+    ("refuse", LogPolicy::Refuse),
+];
+
+const CACHE: &[(&str, CacheMode)] = &[
+    ("writeback", CacheMode::Writeback),
+    ("writethrough", CacheMode::Writethrough),
+    ("none", CacheMode::Writethrough),
+    ("unsafe", CacheMode::Unsafe),
+];
+
+const TYPE: &[(&str, DiskType)] = &[
+    ("dynamic", DiskType::Dynamic),
+    ("fixed", DiskType::Fixed),
+    ("differencing", DiskType::Differencing),
+];
+
+const MODE: &[(&str, MergeMode)] = &[
+    ("auto", MergeMode::Auto),
+    ("copy", MergeMode::Copy),
+    ("reflink", MergeMode::Reflink),
+    ("consume", MergeMode::Consume),
+];
+
+static OPEN: &[Key] = keys! {
+    "read-only", ValueType::Bool, "off", "open for reading; no byte of any file is written",
+        open.read_only = |v| boolean(v);
+    "parents", ValueType::Bool, "on", "open the parents; off reads absent data as zeros, for inspection",
+        open.parents = |v| boolean(v);
+    "search", ValueType::PathList, "", "directories searched for parents, by name and then by identity",
+        open.search = |v| paths(v);
+    "parent-root", ValueType::Path, "", "parents must lie beneath this directory, however links lead",
+        open.parent_root = |v| path(v).map(Some);
+    "drive-map", ValueType::DriveMap, "", "host directories that stand for Windows drives and shares",
+        open.drive_map = |v| drive_map(v);
+    "ignore-id-mismatch", ValueType::Bool, "off", "accept modified parents; only with an explicit list of layers",
+        open.ignore_id_mismatch = |v| boolean(v);
+    "max-depth", ValueType::Number, "256", "most layers in a chain, at most 256",
+        open.max_depth = |v| number(v, limits::MAX_CHAIN_DEPTH as u64).map(|n| n.max(1) as usize);
+    "log", ValueType::Choice(&["auto", "memory", "replay", "refuse"]), "auto",
+        "what to do with a dirty log: auto replays it into a writable file and in memory for a read-only one",
+        open.log = |v| choice(v, LOG);
+    "lock", ValueType::Bool, "on", "lock the files against other programs, as QEMU does",
+        open.lock = |v| boolean(v);
+    "lock-timeout-ms", ValueType::Number, "0", "milliseconds to wait for a lock",
+        open.lock_timeout = |v| number(v, 86_400_000).map(Duration::from_millis);
+    "cache", ValueType::Choice(&["writeback", "writethrough", "none", "unsafe"]), "writeback",
+        "when writes become durable: on flush, before each returns (none means the same), or never for sure",
+        open.cache = |v| choice(v, CACHE);
+    "meta-cache-size", ValueType::Size, "32M", "memory for block tables and bitmaps of the chain",
+        open.meta_cache_size = |v| size(v);
+};
+
+static CREATE: &[Key] = keys! {
+    "type", ValueType::Choice(&["dynamic", "fixed", "differencing"]), "dynamic", "the type of virtual disk",
+        create.disk_type = |v| choice(v, TYPE);
+    "size", ValueType::Size, "the parent's", "virtual size in bytes, a multiple of the logical sector size, at most 64T",
+        create.size = |v| size(v);
+    "block-size", ValueType::Size, "32M dynamic, 2M other", "payload block size, a power of two from 1M to 256M",
+        create.block_size = |v| size32(v);
+    "logical-sector-size", ValueType::Size, "512, or the parent's", "512 or 4096",
+        create.logical_sector_size = |v| size32(v);
+    "physical-sector-size", ValueType::Size, "4096, or the parent's", "512 or 4096",
+        create.physical_sector_size = |v| size32(v);
+    "log-size", ValueType::Size, "1M", "log size, a multiple of 1M",
+        create.log_size = |v| size32(v);
+    "parent", ValueType::Path, "", "the parent of a differencing disk",
+        create.parent = |v| path(v).map(Some);
+    "id", ValueType::Guid, "random, or the parent's", "virtual disk ID (SCSI page 83)",
+        create.id = |v| guid(v).map(Some);
+};
+
+static CHECKPOINT: &[Key] = keys! {
+    "block-size", ValueType::Size, "2M", "payload block size of the new leaf, a power of two from 1M to 256M",
+        checkpoint.block_size = |v| size32(v);
+};
+
+static MERGE: &[Key] = keys! {
+    "mode", ValueType::Choice(&["auto", "copy", "reflink", "consume"]), "auto",
+        "how bytes travel: copy keeps the child whole, reflink shares extents, consume frees the child as it goes",
+        merge.mode = |v| choice(v, MODE);
+    "rate", ValueType::Size, "0", "bytes per second at most; 0 for no limit",
+        merge.rate = |v| size(v);
+    "unlink", ValueType::Bool, "on", "remove the merged files when done",
+        merge.unlink = |v| boolean(v);
+    "relink", ValueType::Choice(&["scan", "off"]), "scan",
+        "look in the directories of the files for other children, and point those of the merged layer to the target",
+        merge.relink = |v| choice(v, &[("scan", true), ("off", false)]);
+    "siblings", ValueType::Choice(&["refuse", "orphan"]), "refuse",
+        "what to do when other disks depend on the target: refuse, or go on and make them unusable",
+        merge.orphan_siblings = |v| choice(v, &[("refuse", false), ("orphan", true)]);
+    "verify", ValueType::Bool, "off", "read the target back and compare before anything is removed",
+        merge.verify = |v| boolean(v);
+};
+
+static CHECK: &[Key] = keys! {
+    "windows", ValueType::Bool, "off", "also report what Windows would not have written",
+        check.windows = |v| boolean(v);
+};
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    fn os(text: &str) -> &OsStr {
+        OsStr::new(text)
+    }
+
     #[test]
-    fn sizes() {
-        for (text, size) in [
+    fn sizes_take_binary_suffixes_and_refuse_overflow() {
+        for (text, bytes) in [
             ("0", 0),
             ("512", 512),
             ("64k", 65536),
             ("2M", 2 << 20),
-            ("1GiB", 1 << 30),
-            ("3T", 3 << 40),
+            ("1G", 1 << 30),
+            ("1T", 1 << 40),
         ] {
-            assert_eq!(parse_size(text), Some(size), "{text}");
+            assert_eq!(parse_size(text), Some(bytes), "{text}");
         }
-        for text in ["", "k", "-1", "1.5G", "1X", "99999999T", "1 G"] {
+        assert_eq!(parse_size("4KiB"), Some(4096));
+        assert_eq!(parse_size("4kb"), Some(4096));
+        for text in [
+            "",
+            "k",
+            "-1",
+            "1.5G",
+            "1X",
+            "1 M",
+            "16E",
+            "18446744073709551616",
+            "0x10",
+        ] {
             assert_eq!(parse_size(text), None, "{text}");
         }
     }
 
     #[test]
-    fn every_key_is_in_a_schema_and_takes_its_default() {
-        let all: String = ["open", "create", "checkpoint", "merge", "check"]
-            .iter()
-            .map(|kind| schema_json(kind).unwrap())
-            .collect();
-        for key in KEYS {
-            assert!(all.contains(&format!("\"{}\"", key.name)), "{}", key.name);
-        }
-        assert_eq!(schema_json("nothing"), None);
-        let mut settings = Settings::default();
-        settings
-            .parse("read-only=on,search=/a:/b,drive-map=C:=/c;D:=/d,log=memory,parents=off,unlink=off,size=1G,lock")
-            .unwrap();
-        assert!(settings.open.read_only && !settings.open.parents && !settings.merge.unlink);
-        assert_eq!(settings.open.search.len(), 2);
-        assert_eq!(settings.open.drive_map[1].0, "D:");
-        assert_eq!(settings.create_options().size, 1 << 30);
+    fn unknown_key_names_the_nearest() {
+        let error = find(&[Kind::Open], "readonly").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Argument);
+        assert!(error.to_string().contains("readonly"), "{error}");
+        assert!(error.hint().unwrap().contains("'read-only'"), "{error:?}");
     }
 
     #[test]
-    fn wrong_keys_and_values_are_named() {
-        let mut settings = Settings::default();
-        let error = settings.set("serch", "/x").unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Argument);
-        assert!(error.to_string().contains("serch") && error.hint().unwrap().contains("search"));
-        let error = settings.set("lock", "maybe").unwrap_err();
-        assert!(error.to_string().contains("maybe") && error.hint().unwrap().contains("on or off"));
+    fn key_of_another_operation_says_whose_it_is() {
+        let error = find(&[Kind::Merge], "read-only").unwrap_err();
+        assert!(error.to_string().contains("is for open, not for merge"), "{error}");
+    }
+
+    #[test]
+    fn refused_value_names_key_value_and_choices() {
+        let error = find(&[Kind::Open], "log").unwrap().check(os("later")).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "option 'log': \"later\" is not one of auto, memory, replay, refuse"
+        );
+    }
+
+    #[test]
+    fn line_splits_at_single_commas() {
+        let pairs = parse_line(os(r"read-only,search=/a:/b,,c,drive-map=C:=/mnt/c;\\s\h=/s,")).unwrap();
+        let pairs: Vec<_> = pairs.iter().map(|(k, v)| (k.as_str(), v.to_str().unwrap())).collect();
+        assert_eq!(
+            pairs,
+            [
+                ("read-only", "on"),
+                ("search", "/a:/b,c"),
+                ("drive-map", r"C:=/mnt/c;\\s\h=/s")
+            ]
+        );
+        assert!(parse_line(os("=x")).is_err());
+    }
+
+    #[test]
+    fn entries_reach_the_typed_options() {
+        let entries = [
+            ("type", "differencing"),
+            ("parent", "/p/base.vhdx"),
+            ("block-size", "1M"),
+            ("search", "/a:/b"),
+            ("drive-map", r"C:=/mnt/c;\\s\h=/s"),
+            ("lock-timeout-ms", "250"),
+        ];
+        let entries = entries.iter().map(|(k, v)| (*k, os(v)));
+        let settings = Settings::from_entries(&[Kind::Create, Kind::Open], entries).unwrap();
+        assert_eq!(settings.create.disk_type, DiskType::Differencing);
+        assert_eq!(settings.create.block_size, 1 << 20);
+        assert_eq!(settings.create.open.search, [PathBuf::from("/a"), PathBuf::from("/b")]);
+        assert_eq!(settings.open.drive_map[1], (r"\\s\h".to_string(), PathBuf::from("/s")));
+        assert_eq!(settings.open.lock_timeout, Duration::from_millis(250));
+    }
+
+    #[test]
+    fn every_default_that_is_a_value_is_accepted_and_changes_nothing() {
+        for kind in Kind::ALL {
+            for key in kind
+                .keys()
+                .iter()
+                .filter(|key| !key.default.is_empty() && !key.default.contains(' '))
+            {
+                let mut settings = Settings::default();
+                key.apply(&mut settings, os(key.default))
+                    .unwrap_or_else(|e| panic!("{}: {e}", key.name));
+                let changed = format!("{:?}{:?}{:?}", settings.merge, settings.check, settings.open);
+                let plain = Settings::default();
+                assert_eq!(
+                    changed,
+                    format!("{:?}{:?}{:?}", plain.merge, plain.check, plain.open),
+                    "{}",
+                    key.name
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn schema_is_json_with_every_key() {
+        for &kind in Kind::ALL {
+            assert_eq!(Kind::from_name(kind.name()), Some(kind));
+            let parsed: serde_json::Value = serde_json::from_str(&schema_json(kind)).unwrap();
+            let names: Vec<_> = parsed
+                .as_array()
+                .unwrap()
+                .iter()
+                .map(|k| k["name"].as_str().unwrap())
+                .collect();
+            let wanted: Vec<_> = kind.keys().iter().map(|key| key.name).collect();
+            assert_eq!(names, wanted);
+            for key in kind.keys() {
+                assert!(!key.meaning.is_empty() && !key.since.is_empty(), "{}", key.name);
+            }
+        }
+        assert_eq!(Kind::from_name("nonsense"), None);
     }
 }

@@ -111,7 +111,7 @@ pub(crate) fn parents(leaf: Arc<Image>, options: &OpenOptions, shared: &Shared) 
     }
     if opened.pending_merge {
         let leaf = opened.layers[0].name();
-        trace::warning(|| format!("{leaf:?}: an interrupted merge; merge again to finish it"));
+        trace::warn(|| format!("{leaf:?}: an interrupted merge; merge again to finish it"));
     }
     Ok(opened)
 }

@@ -1,8 +1,8 @@
 //! What a chain tells about itself.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 
 use crate::guid::Guid;
 use crate::options::DiskType;
@@ -68,7 +68,8 @@ pub struct Limits {
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub struct LayerInfo {
-    /// Path.
+    /// Path. In JSON, bytes that are not UTF-8 are replaced.
+    #[serde(serialize_with = "lossy")]
     pub filename: PathBuf,
     /// Always "vhdx".
     pub format: &'static str,
@@ -105,6 +106,7 @@ pub struct LayerInfo {
     /// Locator entries other than the linkage, as stored.
     pub parent_paths: Vec<(String, String)>,
     /// The file found.
+    #[serde(serialize_with = "lossy_option")]
     pub full_backing_filename: Option<PathBuf>,
 }
 
@@ -146,4 +148,15 @@ pub struct Probe {
     pub parent_linkage: Option<Guid>,
     /// The log is dirty.
     pub dirty_flag: bool,
+}
+
+fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
+}
+
+fn lossy_option<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
+    match path {
+        Some(path) => lossy(path, serializer),
+        None => serializer.serialize_none(),
+    }
 }

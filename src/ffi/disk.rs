@@ -1,441 +1,354 @@
-//! Opening, closing, information.
+//! Open and close
+//!
+//! A disk is a leaf and its parents, open as one. Layers have numbers: 0 is the leaf, the last is the base.
 
-use std::collections::BTreeMap;
+use std::cell::RefCell;
 use std::ffi::{c_char, c_int, CString};
-use std::fs::File;
-use std::os::fd::FromRawFd;
-use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::os::fd::{FromRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::args::{c_path, c_string, clear, give, null, path, put_struct, required};
-use super::opts::{allocate, avhdx_opts, settings};
-use super::{bug, guard, status};
-use crate::chain::{Chain, LayerInfo};
+use super::guard::{argument, borrow, catch, guard, null, out_handle, path};
+use super::io::{IoFileSystem, Need};
+use super::opts::{avhdx_opts, choose};
+use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
-use crate::guid::Guid;
-use crate::options::DiskType;
-use crate::storage::{FileStorage, Storage};
+use crate::options::{LogPolicy, OpenOptions};
+use crate::schema::Kind;
+use crate::storage::FileStorage;
 
-/// An open disk: a file and its parents. Any number of threads may use one at once; close comes last.
+/// An open disk. Made by avhdx_open, avhdx_open_chain or avhdx_open_fd, released by avhdx_close or avhdx_abort.
+#[derive(Debug)]
 pub struct avhdx_disk {
     pub(super) chain: Chain,
-    /// A defect of ours was caught; only closing is left.
-    broken: AtomicBool,
-    /// Strings handed out, which live as long as this.
-    paths: Mutex<BTreeMap<PathBuf, CString>>,
+    /// A panic was caught: what is inside may be half changed.
+    dead: AtomicBool,
+    /// Layer paths given out, which live with the handle.
+    pub(super) names: Mutex<Vec<CString>>,
+    io: Option<Arc<IoFileSystem>>,
 }
 
-/// What avhdx_probe() tells.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct avhdx_probe {
-    /// Bytes of this struct: AVHDX_PROBE_INIT.
-    pub struct_size: u32,
-    /// One of AVHDX_TYPE_*.
-    pub disk_type: u32,
-    /// Bytes of the disk.
-    pub virtual_size: u64,
-    /// Bytes of a payload block.
-    pub block_size: u32,
-    /// 512 or 4096.
-    pub logical_sector_size: u32,
-    /// 512 or 4096.
-    pub physical_sector_size: u32,
-    /// AVHDX_INFO_DIRTY.
-    pub flags: u32,
-    /// SCSI identifier, in the order of its text.
-    pub virtual_disk_id: [u8; 16],
-    /// Identity of the content.
-    pub data_write_guid: [u8; 16],
-    /// Identity its parent must have; zero if it has none.
-    pub parent_linkage: [u8; 16],
-}
-
-/// What is efficient.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct avhdx_limits {
-    /// Bytes of this struct: AVHDX_LIMITS_INIT.
-    pub struct_size: u32,
-    /// 512 or 4096: writes of whole sectors need no reading.
-    pub logical_sector_size: u32,
-    /// 512 or 4096.
-    pub physical_sector_size: u32,
-    /// Bytes of a payload block of the leaf.
-    pub block_size: u32,
-    /// Preferred alignment and size of requests, in bytes.
-    pub preferred: u32,
-    /// Discards of less, or not aligned to this, leave the ends alone.
-    pub discard_granularity: u32,
-}
-
-/// A chain.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct avhdx_info {
-    /// Bytes of this struct: AVHDX_INFO_INIT.
-    pub struct_size: u32,
-    /// Number of files.
-    pub layer_count: u32,
-    /// Bytes of the disk.
-    pub virtual_size: u64,
-    /// Bytes of a payload block of the leaf.
-    pub block_size: u32,
-    /// 512 or 4096.
-    pub logical_sector_size: u32,
-    /// 512 or 4096.
-    pub physical_sector_size: u32,
-    /// AVHDX_INFO_READ_ONLY, AVHDX_INFO_PENDING_MERGE, AVHDX_INFO_DIRTY.
-    pub flags: u32,
-    /// Type of the leaf: one of AVHDX_TYPE_*.
-    pub disk_type: u32,
-    /// 0.
-    pub reserved: u32,
-    /// SCSI identifier, in the order of its text.
-    pub virtual_disk_id: [u8; 16],
-}
-
-/// One file of a chain.
-#[repr(C)]
-#[derive(Clone, Copy)]
-pub struct avhdx_layer_info {
-    /// Bytes of this struct: AVHDX_LAYER_INFO_INIT.
-    pub struct_size: u32,
-    /// One of AVHDX_TYPE_*.
-    pub disk_type: u32,
-    /// Bytes of the disk as of this layer.
-    pub virtual_size: u64,
-    /// Bytes of the file.
-    pub file_size: u64,
-    /// Bytes the file takes on its file system; 0 if not known.
-    pub actual_size: u64,
-    /// Bytes of a payload block.
-    pub block_size: u32,
-    /// 512 or 4096.
-    pub logical_sector_size: u32,
-    /// 512 or 4096.
-    pub physical_sector_size: u32,
-    /// AVHDX_INFO_DIRTY.
-    pub flags: u32,
-    /// Bytes of log.
-    pub log_size: u32,
-    /// 0.
-    pub reserved: u32,
-    /// SCSI identifier, in the order of its text.
-    pub virtual_disk_id: [u8; 16],
-    /// Changes with every open that writes.
-    pub file_write_guid: [u8; 16],
-    /// Identity of the content.
-    pub data_write_guid: [u8; 16],
-    /// Identity its parent must have; zero if it has none.
-    pub parent_linkage: [u8; 16],
-    /// The other one, during a merge; zero if there is none.
-    pub parent_linkage2: [u8; 16],
-}
-
-const READ_ONLY: u32 = 1;
-const PENDING_MERGE: u32 = 2;
-const DIRTY: u32 = 4;
-
-pub(super) fn disk_type(kind: DiskType) -> u32 {
-    match kind {
-        DiskType::Fixed => 2,
-        DiskType::Dynamic => 3,
-        DiskType::Differencing => 4,
+impl avhdx_disk {
+    /// Refuses an operation that the disk's I/O callbacks cannot do.
+    pub(super) fn check_io(&self, operation: &str, needs: &[Need]) -> Result<()> {
+        match &self.io {
+            Some(io) => io.callbacks().check(operation, needs),
+            None => Ok(()),
+        }
     }
 }
 
-fn guid_text_order(guid: Guid) -> [u8; 16] {
-    let [a, b, c, d, e, f, g, h, rest @ ..] = guid.to_stored();
-    let mut out = [d, c, b, a, f, e, h, g, 0, 0, 0, 0, 0, 0, 0, 0];
-    out[8..].copy_from_slice(&rest);
-    out
+fn dead() -> Error {
+    Error::new(
+        ErrorKind::Bug,
+        "an earlier call on this disk hit a defect of the library",
+    )
+    .with_hint("close it and open it again; the files are as after a power cut")
 }
 
-/// Runs a function of a disk. A defect caught here leaves a disk that can only be closed.
-pub(super) fn with_disk(d: *const avhdx_disk, body: impl FnOnce(&Chain) -> Result<i64>) -> i64 {
-    guard(|| {
-        let disk = required(d, "d")?;
-        if disk.broken.load(Ordering::Acquire) {
-            return Err(Error::new(
-                ErrorKind::Bug,
-                "the disk cannot be used since a defect of libavhdx was caught",
-            )
-            .with_hint("close it with avhdx_abort() and open it again"));
+/// Runs a call on a disk. A panic in it is the last thing that happens to the disk.
+///
+/// # Safety
+/// `disk` is NULL or an open disk that is not closed before the call ends.
+pub(super) unsafe fn on_disk<T>(disk: *const avhdx_disk, body: impl FnOnce(&avhdx_disk) -> Result<T>) -> Result<T> {
+    // SAFETY: the caller's promise is that of `borrow`; all changes behind it are by shared mutability.
+    let disk = unsafe { borrow(disk, "disk") }?;
+    if disk.dead.load(Ordering::Relaxed) {
+        return Err(dead());
+    }
+    match catch(|| body(disk)) {
+        Ok(result) => result,
+        Err(bug) => {
+            disk.dead.store(true, Ordering::Relaxed);
+            Err(bug)
         }
-        catch_unwind(AssertUnwindSafe(|| body(&disk.chain))).unwrap_or_else(|panic| {
-            disk.broken.store(true, Ordering::Release);
-            Err(bug(&*panic))
-        })
-    })
+    }
 }
 
-fn open(d: *mut *mut avhdx_disk, open: impl FnOnce() -> Result<Chain>) -> c_int {
-    status(|| {
-        clear(d, "d")?;
-        let chain = open()?;
-        give(
-            d,
-            avhdx_disk {
-                chain,
-                broken: AtomicBool::new(false),
-                paths: Mutex::default(),
-            },
-        );
-        Ok(())
-    })
+thread_local! {
+    /// Disks with an operation running on this thread: a callback of it must not start another or close the disk.
+    static BUSY: RefCell<Vec<*const avhdx_disk>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Tells what one file says about itself. Takes no lock, opens no parent, writes nothing, reads little.
-/// Errors: NOT_VHDX, CORRUPT and its kin, IO. Any thread.
+fn is_busy(disk: *const avhdx_disk) -> bool {
+    BUSY.try_with(|busy| busy.borrow().contains(&disk)).unwrap_or(false)
+}
+
+struct Busy(*const avhdx_disk);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let _ = BUSY.try_with(|busy| busy.borrow_mut().retain(|&disk| disk != self.0));
+    }
+}
+
+/// Runs a call that changes layers. From a callback of such a call on the same disk it is an error: it would wait for
+/// itself.
+///
+/// # Safety
+/// As for [`on_disk`].
+pub(super) unsafe fn on_disk_alone<T>(
+    disk: *const avhdx_disk,
+    body: impl FnOnce(&avhdx_disk) -> Result<T>,
+) -> Result<T> {
+    if is_busy(disk) {
+        return Err(called_back());
+    }
+    let _busy = Busy(disk);
+    let _ = BUSY.try_with(|busy| busy.borrow_mut().push(disk));
+    // SAFETY: this function's contract is that of `on_disk`.
+    unsafe { on_disk(disk, body) }
+}
+
+fn called_back() -> Error {
+    argument("called from a callback of an operation that is running on the same disk")
+        .with_hint("return from the callback first; a result other than 0 cancels the operation")
+}
+
+fn give(chain: Chain, io: Option<Arc<IoFileSystem>>) -> *mut avhdx_disk {
+    Box::into_raw(Box::new(avhdx_disk {
+        chain,
+        dead: AtomicBool::new(false),
+        names: Mutex::default(),
+        io,
+    }))
+}
+
+/// Opens the file at path and its parents, by default for reading and writing, the leaf locked against every other
+/// program and the parents against writers. Parents are found by the leaf's parent locator, then by name and identity
+/// in its directory and in "search"; a file that is not the parent recorded is never used.
+///
+/// Keys: those of avhdx_schema_json("open"). Errors: NOT_VHDX, UNSUPPORTED, CORRUPT, CHECKSUM, TRUNCATED,
+/// LOG_REPLAY_REQUIRED, PARENT_..., CHAIN_LOOP, LOCKED, ARGUMENT, IO.
+/// disk: not NULL, *disk is NULL after a failure; path: not NULL, bytes; opts: may be NULL. Any thread. Since 1.0.
+///
+/// # Safety
+/// Each pointer is NULL or as described.
 #[no_mangle]
-pub unsafe extern "C" fn avhdx_probe(file: *const c_char, out: *mut avhdx_probe) -> c_int {
-    status(|| {
-        let probe = Chain::probe(&path(file, "file")?, &settings(std::ptr::null()).open)?;
-        let value = avhdx_probe {
-            struct_size: 0,
-            disk_type: disk_type(probe.disk_type),
-            virtual_size: probe.virtual_size,
-            block_size: probe.block_size,
-            logical_sector_size: probe.logical_sector_size,
-            physical_sector_size: probe.physical_sector_size,
-            flags: if probe.dirty_flag { DIRTY } else { 0 },
-            virtual_disk_id: guid_text_order(probe.virtual_disk_id),
-            data_write_guid: guid_text_order(probe.data_write_guid),
-            parent_linkage: guid_text_order(probe.parent_linkage.unwrap_or(Guid::ZERO)),
-        };
-        put_struct(out, value, "out")
+pub unsafe extern "C" fn avhdx_open(disk: *mut *mut avhdx_disk, path: *const c_char, opts: *const avhdx_opts) -> c_int {
+    guard(|| {
+        // SAFETY: the caller's promise is that of `out_handle`.
+        let out = unsafe { out_handle(disk, "disk") }?;
+        // SAFETY: the caller's promise is that of `path`.
+        let path = unsafe { self::path(path, "path") }?;
+        // SAFETY: the caller's promise is that of `choose`.
+        let chosen = unsafe { choose(opts, &[Kind::Open]) }?;
+        let chain = Chain::open(&path, &chosen.settings.open)?;
+        *out = give(chain, chosen.io);
+        Ok(0)
     })
 }
 
-/// Opens a file and its parents. Unless read-only is set, the file is locked against other programs and its log, if
-/// dirty, replayed; nothing else is written before the first change. Parents are opened for reading only.
-/// Errors: NOT_VHDX, CORRUPT and its kin, PARENT_*, CHAIN_LOOP, LOCKED, IO. *d is NULL after a failure. Any thread.
-#[no_mangle]
-pub unsafe extern "C" fn avhdx_open(d: *mut *mut avhdx_disk, file: *const c_char, o: *const avhdx_opts) -> c_int {
-    open(d, || Chain::open(&path(file, "file")?, &settings(o).open))
-}
-
-/// Opens exactly these n files, leaf first. Each must be the parent of the one before it; ignore-id-mismatch lifts that.
+/// Opens exactly these count files, leaf first, base last. Each must still be the parent of the one before it; with
+/// "ignore-id-mismatch" the caller vouches for that instead. Otherwise as avhdx_open.
+/// disk: not NULL, *disk is NULL after a failure; paths: not NULL, nor any of its members; opts: may be NULL.
+/// Any thread. Since 1.0.
+///
+/// # Safety
+/// Each pointer is NULL or as described; `paths` has `count` members.
 #[no_mangle]
 pub unsafe extern "C" fn avhdx_open_chain(
-    d: *mut *mut avhdx_disk,
-    files: *const *const c_char,
-    n: usize,
-    o: *const avhdx_opts,
+    disk: *mut *mut avhdx_disk,
+    paths: *const *const c_char,
+    count: usize,
+    opts: *const avhdx_opts,
 ) -> c_int {
-    open(d, || {
-        if files.is_null() {
-            return Err(null("files"));
+    guard(|| {
+        // SAFETY: the caller's promise is that of `out_handle`.
+        let out = unsafe { out_handle(disk, "disk") }?;
+        if paths.is_null() {
+            return Err(null("paths"));
         }
-        if n > crate::limits::MAX_CHAIN_DEPTH {
-            return Err(Error::new(
-                ErrorKind::ChainLoop,
-                format!("a chain of {n} files; at most 256"),
-            ));
+        let most = crate::limits::MAX_CHAIN_DEPTH;
+        if count == 0 || count > most {
+            return Err(argument(format!("a chain of {count} files")).with_hint(format!("1 to {most} paths")));
         }
-        // SAFETY: not NULL, a bounded count; the header asks for n strings.
-        let files = unsafe { std::slice::from_raw_parts(files, n) };
-        let paths = files
+        // SAFETY: not NULL, and `count` members by the caller's promise.
+        let paths = unsafe { std::slice::from_raw_parts(paths, count) };
+        let paths: Vec<PathBuf> = paths
             .iter()
-            .map(|&file| path(file, "files[]"))
-            .collect::<Result<Vec<_>>>()?;
-        Chain::open_layers(&paths, &settings(o).open)
+            .enumerate()
+            // SAFETY: the caller's promise for each member is that of `path`.
+            .map(|(i, &text)| unsafe { self::path(text, &format!("paths[{i}]")) })
+            .collect::<Result<_>>()?;
+        // SAFETY: the caller's promise is that of `choose`.
+        let chosen = unsafe { choose(opts, &[Kind::Open]) }?;
+        let chain = Chain::open_layers(&paths, &chosen.settings.open)?;
+        *out = give(chain, chosen.io);
+        Ok(0)
     })
 }
 
-/// Opens a file that is already open. The descriptor belongs to the library from here on, also after a failure. name
-/// is its path, for messages and for finding its parents.
+/// Opens a file that is already open as the descriptor fd, which from now on belongs to the library: it is closed with
+/// the disk, and also when this call fails. It must be open for reading and writing, or for reading with "read-only".
+/// name is its path, for messages and to find its parents, which are opened by name. Otherwise as avhdx_open.
+/// disk: not NULL, *disk is NULL after a failure; name: not NULL; opts: may be NULL. Any thread. Since 1.0.
+///
+/// # Safety
+/// Each pointer is NULL or as described; nobody else uses or closes `fd` from now on.
 #[no_mangle]
 pub unsafe extern "C" fn avhdx_open_fd(
-    d: *mut *mut avhdx_disk,
+    disk: *mut *mut avhdx_disk,
     fd: c_int,
     name: *const c_char,
-    o: *const avhdx_opts,
+    opts: *const avhdx_opts,
 ) -> c_int {
-    if fd < 0 {
-        return open(d, || Err(Error::new(ErrorKind::Argument, format!("fd is {fd}"))));
+    guard(|| {
+        if fd < 0 {
+            // SAFETY: the caller's promise is that of `out_handle`.
+            unsafe { out_handle(disk, "disk") }?;
+            return Err(argument(format!("the descriptor {fd}")));
+        }
+        // SAFETY: plain query of a number; a closed descriptor is EBADF.
+        let mode = unsafe { libc::fcntl(fd, libc::F_GETFL) };
+        if mode < 0 {
+            let cause = std::io::Error::last_os_error();
+            // SAFETY: the caller's promise is that of `out_handle`.
+            unsafe { out_handle(disk, "disk") }?;
+            return Err(Error::io(format!("use the descriptor {fd}"), cause));
+        }
+        // SAFETY: it is open, and the caller gave it away, so this is its only owner.
+        let file = std::fs::File::from(unsafe { OwnedFd::from_raw_fd(fd) });
+        // SAFETY: plain call on a descriptor we own; nothing but a flag of it changes.
+        unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+        // SAFETY: the caller's promise is that of `out_handle`.
+        let out = unsafe { out_handle(disk, "disk") }?;
+        // SAFETY: the caller's promise is that of `path`.
+        let name = unsafe { path(name, "name") }?;
+        // SAFETY: the caller's promise is that of `choose`.
+        let chosen = unsafe { choose(opts, &[Kind::Open]) }?;
+        check_mode(mode, &chosen.settings.open).map_err(|error| error.with_path(&name))?;
+        let storage = FileStorage::from_file(file)
+            .map_err(|cause| Error::io("use the descriptor as a disk image", cause).with_path(&name))?;
+        let chain = Chain::open_storage(storage, &name, &chosen.settings.open)?;
+        *out = give(chain, chosen.io);
+        Ok(0)
+    })
+}
+
+fn check_mode(mode: c_int, options: &OpenOptions) -> Result<()> {
+    let writes = match options.log {
+        LogPolicy::Memory => false,
+        LogPolicy::Replay => true,
+        _ => !options.read_only,
+    };
+    match mode & libc::O_ACCMODE {
+        libc::O_WRONLY => Err(argument("the descriptor is open for writing only")),
+        libc::O_RDONLY if writes => Err(
+            Error::new(ErrorKind::ReadOnly, "the descriptor is open for reading only")
+                .with_hint("set read-only=on, or open the file for reading and writing"),
+        ),
+        _ => Ok(()),
     }
-    // SAFETY: the header says that the descriptor is open and given away.
-    let file = unsafe { File::from_raw_fd(fd) };
-    open(d, || {
-        let storage = FileStorage::from_file(file).map_err(|e| {
-            Error::io("use the descriptor", e).with_hint("a disk image is a regular file or a block device")
-        })?;
-        Chain::open_storage(
-            storage as std::sync::Arc<dyn Storage>,
-            &path(name, "name")?,
-            &settings(o).open,
-        )
+}
+
+/// Makes everything that completed before the call, by any thread, survive power loss. Costs nothing when nothing was
+/// written. Errors: IO, NO_SPACE, POISONED. disk: not NULL. Concurrent on one disk. Since 1.0.
+///
+/// # Safety
+/// `disk` is NULL or open, and not closed before the call ends.
+#[no_mangle]
+pub unsafe extern "C" fn avhdx_flush(disk: *mut avhdx_disk) -> c_int {
+    guard(|| {
+        // SAFETY: the caller's promise is that of `on_disk`.
+        unsafe { on_disk(disk, |disk| disk.chain.flush()) }?;
+        Ok(0)
     })
 }
 
-/// Makes durable everything that was completed before the call, by any thread: it survives a power cut.
-/// Errors: IO and NO_SPACE from the storage, after which the disk is POISONED: writes fail, reads go on, and opening the
-/// file again finds everything that was flushed before. Concurrent.
+/// Makes everything durable, leaves the log empty, unlocks, and frees the disk, also when something fails: the first
+/// failure is returned, and the file is then as after a power cut, with everything flushed in it. No other call on the
+/// disk may be running, or begin. From a callback of an operation on the same disk it does nothing and is -EINVAL.
+/// Errors: IO, NO_SPACE, POISONED. disk: may be NULL (0). Since 1.0.
+///
+/// # Safety
+/// `disk` is NULL or open, and no thread uses it.
 #[no_mangle]
-pub unsafe extern "C" fn avhdx_flush(d: *mut avhdx_disk) -> c_int {
-    with_disk(d, |chain| chain.flush().map(|()| 0)) as c_int
-}
-
-/// Makes everything durable, empties the log, gives locks back, and frees the disk, also when it reports a failure: the
-/// file is then as after a power cut. NULL is allowed. Nobody else may use the disk at that time or later.
-#[no_mangle]
-pub unsafe extern "C" fn avhdx_close(d: *mut avhdx_disk) -> c_int {
-    status(|| {
-        if d.is_null() {
-            return Ok(());
+pub unsafe extern "C" fn avhdx_close(disk: *mut avhdx_disk) -> c_int {
+    guard(|| {
+        // SAFETY: the caller's promise is that of `take_back`.
+        match unsafe { take_back(disk) }? {
+            None => {}
+            Some(disk) if disk.dead.load(Ordering::Relaxed) => return Err(dead()),
+            Some(disk) => disk.chain.close()?,
         }
-        // SAFETY: not NULL; the header asks for a disk of this library, closed once.
-        let disk = unsafe { Box::from_raw(d) };
-        match disk.broken.load(Ordering::Acquire) {
-            true => Err(Error::new(
-                ErrorKind::Bug,
-                "the disk was closed without writing anything more",
-            )),
-            false => disk.chain.close(),
-        }
+        Ok(0)
     })
 }
 
-/// Frees the disk writing nothing more, as in a power cut: what was not flushed may be lost. NULL is allowed.
+/// Frees the disk without writing anything more: what was not flushed may be lost, as in a power cut. No other call
+/// on the disk may be running, or begin. From a callback of an operation on the same disk it does nothing. disk: may
+/// be NULL. Since 1.0.
+///
+/// # Safety
+/// `disk` is NULL or open, and no thread uses it.
 #[no_mangle]
-pub unsafe extern "C" fn avhdx_abort(d: *mut avhdx_disk) {
-    status(|| {
-        if !d.is_null() {
-            // SAFETY: not NULL; the header asks for a disk of this library, closed once.
-            drop(unsafe { Box::from_raw(d) });
-        }
+pub unsafe extern "C" fn avhdx_abort(disk: *mut avhdx_disk) {
+    guard(|| {
+        // SAFETY: the caller's promise is that of `take_back`.
+        drop(unsafe { take_back(disk) }?);
         Ok(())
     });
 }
 
-/// Bytes of the disk, or a negative errno. Concurrent.
-#[no_mangle]
-pub unsafe extern "C" fn avhdx_get_size(d: *const avhdx_disk) -> i64 {
-    with_disk(d, |chain| Ok(chain.size() as i64))
+/// # Safety
+/// `disk` is NULL or from `give`, not yet taken back, and no thread uses it.
+unsafe fn take_back(disk: *mut avhdx_disk) -> Result<Option<Box<avhdx_disk>>> {
+    match disk.is_null() {
+        true => Ok(None),
+        false if is_busy(disk) => Err(called_back()),
+        // SAFETY: made by Box::into_raw in `give`, and taken back once, by this function's contract.
+        false => Ok(Some(unsafe { Box::from_raw(disk) })),
+    }
 }
 
-/// Tells what is efficient. Concurrent.
-#[no_mangle]
-pub unsafe extern "C" fn avhdx_get_limits(d: *const avhdx_disk, out: *mut avhdx_limits) -> c_int {
-    with_disk(d, |chain| {
-        let limits = chain.limits();
-        let value = avhdx_limits {
-            struct_size: 0,
-            logical_sector_size: limits.logical_sector_size,
-            physical_sector_size: limits.physical_sector_size,
-            block_size: limits.block_size,
-            preferred: limits.preferred,
-            discard_granularity: limits.discard_granularity,
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::options::CreateOptions;
+    use crate::storage::MemoryFileSystem;
+    use std::path::Path;
+
+    fn disk() -> *mut avhdx_disk {
+        let mut options = CreateOptions {
+            size: 1 << 20,
+            block_size: 1 << 20,
+            ..CreateOptions::default()
         };
-        put_struct(out, value, "out").map(|()| 0)
-    }) as c_int
-}
+        options.open.file_system = Arc::new(MemoryFileSystem::new());
+        crate::ops::create(Path::new("/d"), &options).unwrap();
+        give(Chain::open(Path::new("/d"), &options.open).unwrap(), None)
+    }
 
-/// Tells about the chain. Concurrent.
-#[no_mangle]
-pub unsafe extern "C" fn avhdx_get_info(d: *const avhdx_disk, out: *mut avhdx_info) -> c_int {
-    with_disk(d, |chain| {
-        let info = chain.info()?;
-        let leaf = info
-            .layers
-            .first()
-            .ok_or_else(|| Error::new(ErrorKind::Bug, "a chain without layers"))?;
-        let mut flags = 0;
-        flags |= if info.read_only { READ_ONLY } else { 0 };
-        flags |= if info.pending_merge { PENDING_MERGE } else { 0 };
-        flags |= if leaf.dirty_flag { DIRTY } else { 0 };
-        let value = avhdx_info {
-            struct_size: 0,
-            layer_count: info.layers.len() as u32,
-            virtual_size: info.virtual_size,
-            block_size: leaf.block_size,
-            logical_sector_size: leaf.logical_sector_size,
-            physical_sector_size: leaf.physical_sector_size,
-            flags,
-            disk_type: disk_type(leaf.disk_type),
-            reserved: 0,
-            virtual_disk_id: guid_text_order(leaf.virtual_disk_id),
-        };
-        put_struct(out, value, "out").map(|()| 0)
-    }) as c_int
-}
+    #[test]
+    fn after_a_panic_only_close_works() {
+        let disk = disk();
+        // SAFETY: `disk` is open until the close at the end.
+        let status: c_int = guard(|| unsafe { on_disk(disk, |_| -> Result<c_int> { panic!("staged") }) });
+        assert_eq!(status, -libc::ENOTRECOVERABLE);
+        // SAFETY: as before.
+        assert_eq!(unsafe { avhdx_flush(disk) }, -libc::ENOTRECOVERABLE);
+        // SAFETY: as before; it is not used afterwards.
+        assert_eq!(unsafe { avhdx_close(disk) }, -libc::ENOTRECOVERABLE);
+    }
 
-/// Number of files of the chain, or a negative errno. Concurrent.
-#[no_mangle]
-pub unsafe extern "C" fn avhdx_layer_count(d: *const avhdx_disk) -> c_int {
-    with_disk(d, |chain| Ok(chain.layer_count() as i64)) as c_int
-}
-
-/// Tells about one file; layer 0 is the leaf. Concurrent.
-#[no_mangle]
-pub unsafe extern "C" fn avhdx_layer_info(d: *const avhdx_disk, layer: u32, out: *mut avhdx_layer_info) -> c_int {
-    with_disk(d, |chain| {
-        let info: LayerInfo = chain.layer_info(layer as usize)?;
-        let value = avhdx_layer_info {
-            struct_size: 0,
-            disk_type: disk_type(info.disk_type),
-            virtual_size: info.virtual_size,
-            file_size: info.file_size,
-            actual_size: info.actual_size.unwrap_or(0),
-            block_size: info.block_size,
-            logical_sector_size: info.logical_sector_size,
-            physical_sector_size: info.physical_sector_size,
-            flags: if info.dirty_flag { DIRTY } else { 0 },
-            log_size: info.log_size,
-            reserved: 0,
-            virtual_disk_id: guid_text_order(info.virtual_disk_id),
-            file_write_guid: guid_text_order(info.file_write_guid),
-            data_write_guid: guid_text_order(info.data_write_guid),
-            parent_linkage: guid_text_order(info.parent_linkage.unwrap_or(Guid::ZERO)),
-            parent_linkage2: guid_text_order(info.parent_linkage2.unwrap_or(Guid::ZERO)),
-        };
-        put_struct(out, value, "out").map(|()| 0)
-    }) as c_int
-}
-
-/// The path by which a layer was opened, NULL after a failure. Valid as long as the disk. Concurrent.
-#[no_mangle]
-pub unsafe extern "C" fn avhdx_layer_path(d: *const avhdx_disk, layer: u32) -> *const c_char {
-    let mut text = std::ptr::null();
-    with_disk(d, |chain| {
-        let path = chain.layer_path(layer as usize)?;
-        let mut paths = required(d, "d")?.paths.lock();
-        // Never removed, so the string does not move: a CString is behind a pointer of its own.
-        let c = paths.entry(path.clone()).or_insert_with(|| c_path(&path));
-        text = c.as_ptr();
-        Ok(0)
-    });
-    text
-}
-
-/// The descriptor of a layer's file, for callers that read by block status themselves; it belongs to the disk.
-/// -ENOTSUP where there is none, or where the file must be read through the library because its log is dirty.
-#[no_mangle]
-pub unsafe extern "C" fn avhdx_layer_fd(d: *const avhdx_disk, layer: u32) -> c_int {
-    with_disk(d, |chain| match chain.layer_fd(layer as usize)? {
-        Some(fd) => Ok(i64::from(fd)),
-        None => Err(Error::new(
-            ErrorKind::Unsupported,
-            "the layer has no descriptor that could be read directly",
-        )),
-    }) as c_int
-}
-
-/// Everything known of the chain as a JSON object; qemu-img's keys where they mean the same. Free with avhdx_free().
-/// NULL after a failure. Concurrent.
-#[no_mangle]
-pub unsafe extern "C" fn avhdx_info_json(d: *const avhdx_disk) -> *mut c_char {
-    let mut json = std::ptr::null_mut();
-    with_disk(d, |chain| {
-        let text = serde_json::to_string(&chain.info()?)
-            .map_err(|e| Error::new(ErrorKind::Bug, "the information has no JSON form").with_source(e))?;
-        json = allocate(&c_string(&text));
-        Ok(0)
-    });
-    json
+    #[test]
+    fn operations_and_close_from_a_callback_are_refused() {
+        let disk = disk();
+        // SAFETY: `disk` is open until the close at the end.
+        unsafe {
+            on_disk_alone(disk, |_| {
+                assert_eq!(on_disk_alone(disk, |_| Ok(())).unwrap_err().kind(), ErrorKind::Argument);
+                assert_eq!(avhdx_close(disk), -libc::EINVAL);
+                avhdx_abort(disk);
+                on_disk(disk, |disk| disk.chain.flush())
+            })
+        }
+        .unwrap();
+        // SAFETY: as before; it is not used afterwards.
+        assert_eq!(unsafe { avhdx_close(disk) }, 0);
+    }
 }

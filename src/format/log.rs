@@ -130,15 +130,10 @@ impl Entry {
             if wire::u64(descriptor, 24) != header.sequence_number {
                 return Err("a descriptor of another entry");
             }
+            // Targets, aligned or not, are for check_target: a valid entry with a wrong one must not pass for no entry.
             let file_offset = wire::u64(descriptor, 16);
-            if file_offset % SECTOR != 0 {
-                return Err("an unaligned descriptor");
-            }
             if descriptor.starts_with(ZERO_DESCRIPTOR) {
                 let length = wire::u64(descriptor, 8);
-                if length % SECTOR != 0 {
-                    return Err("an unaligned zero range");
-                }
                 updates.push(Update::Zero { file_offset, length });
             } else if descriptor.starts_with(DATA_DESCRIPTOR) {
                 let sector = data.next().ok_or("fewer data sectors than descriptors")?;
@@ -179,7 +174,9 @@ pub fn check_target(update: &Update, log_offset: u64, log_length: u32, max_end: 
         Update::Data { file_offset, .. } => (*file_offset, SECTOR),
     };
     let end = file_offset.checked_add(length);
-    let allowed = file_offset >= FIRST_TARGET
+    let allowed = file_offset % SECTOR == 0
+        && length % SECTOR == 0
+        && file_offset >= FIRST_TARGET
         && end.is_some_and(|end| end <= max_end)
         && !wire::overlap(file_offset, length, log_offset, u64::from(log_length));
     match allowed {
@@ -189,7 +186,7 @@ pub fn check_target(update: &Update, log_offset: u64, log_length: u32, max_end: 
             "log entry",
             log_offset,
             format!("an update of {length:#x} bytes at {file_offset:#x}"),
-            format!("a target behind the headers, outside the log and below {max_end:#x}"),
+            format!("a target in 4 KiB units, behind the headers, outside the log and below {max_end:#x}"),
         )),
     }
 }
@@ -329,7 +326,6 @@ mod tests {
             (24, u32::MAX),
             (28, 1),
             (64, 0),
-            (80, 1),
             (88, 0),
             (4096, 0),
             (4100, 0),
@@ -360,6 +356,7 @@ mod tests {
                 "{offset} {length}"
             );
         }
+        assert!(zero(0x30000 + 512, 4096).is_err() && zero(0x30000, 512).is_err());
         assert!(zero(u64::MAX - 4095, 8192).is_err());
         assert!(zero(2 << 20, u64::MAX - 4095).is_err());
     }

@@ -4,6 +4,7 @@
 //! put every layer somewhere else. Requests are whole or an error; interrupted calls are retried by the back end;
 //! everything else is reported once with its errno kept.
 
+pub mod callbacks;
 #[cfg(feature = "test-support")]
 pub mod crash;
 #[cfg(feature = "test-support")]

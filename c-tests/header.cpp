@@ -1,0 +1,2 @@
+// The same program is C++.
+#include "header.c"

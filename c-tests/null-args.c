@@ -1,0 +1,151 @@
+/* Every pointer that must not be NULL is refused by name, nothing crashes, and what may be NULL may be. */
+#include "check.h"
+
+#define REFUSES(call, name)                                                \
+    do {                                                                   \
+        CHECK_FAILS(call, EINVAL, AVHDX_ERR_ARGUMENT);                     \
+        CHECK_HAS(avhdx_error_message(NULL), "'" name "' is NULL");        \
+    } while (0)
+
+#define REFUSES_PTR(call, name)                                            \
+    do {                                                                   \
+        CHECK((call) == NULL);                                             \
+        CHECK_INT(avhdx_error_code(NULL), AVHDX_ERR_ARGUMENT);             \
+        CHECK_HAS(avhdx_error_message(NULL), "'" name "' is NULL");        \
+    } while (0)
+
+static void without_a_disk(void)
+{
+    struct avhdx_probe probe = AVHDX_PROBE_INIT;
+    struct avhdx_check seen = AVHDX_CHECK_INIT;
+    avhdx_opts *o = avhdx_opts_new();
+    avhdx_disk *disk = (avhdx_disk *)1;
+    const char *paths[2] = { "x", NULL };
+
+    REFUSES(avhdx_has(NULL), "feature");
+    REFUSES_PTR(avhdx_schema_json(NULL), "kind");
+    REFUSES_PTR(avhdx_error_dup(NULL), "error");
+    REFUSES(avhdx_opts_set_str(NULL, "search", "x"), "opts");
+    REFUSES(avhdx_opts_set_str(o, NULL, "x"), "key");
+    REFUSES(avhdx_opts_set_str(o, "search", NULL), "value");
+    REFUSES(avhdx_opts_set_u64(NULL, "size", 1), "opts");
+    REFUSES(avhdx_opts_set_u64(o, NULL, 1), "key");
+    REFUSES(avhdx_opts_set_bool(NULL, "lock", 1), "opts");
+    REFUSES(avhdx_opts_set_bool(o, NULL, 1), "key");
+    REFUSES(avhdx_opts_parse(NULL, ""), "opts");
+    REFUSES(avhdx_opts_parse(o, NULL), "line");
+    REFUSES(avhdx_opts_set_resolver(NULL, NULL), "opts");
+    REFUSES(avhdx_opts_set_io(NULL, NULL, NULL), "opts");
+    REFUSES(avhdx_probe(NULL, &probe), "path");
+    REFUSES(avhdx_probe("x", NULL), "probe");
+    REFUSES(avhdx_open(NULL, "x", NULL), "disk");
+    REFUSES(avhdx_open(&disk, NULL, NULL), "path");
+    CHECK(disk == NULL);
+    disk = (avhdx_disk *)1;
+    REFUSES(avhdx_open_chain(NULL, paths, 1, NULL), "disk");
+    REFUSES(avhdx_open_chain(&disk, NULL, 1, NULL), "paths");
+    CHECK(disk == NULL);
+    REFUSES(avhdx_open_chain(&disk, paths, 2, NULL), "paths[1]");
+    CHECK_FAILS(avhdx_open_chain(&disk, paths, 0, NULL), EINVAL, AVHDX_ERR_ARGUMENT);
+    CHECK_FAILS(avhdx_open(&disk, "", NULL), EINVAL, AVHDX_ERR_ARGUMENT);
+    REFUSES(avhdx_create(NULL, NULL), "path");
+    REFUSES(avhdx_merge_path(NULL, NULL, NULL, NULL), "child");
+    REFUSES(avhdx_check(NULL, NULL, &seen, NULL), "path");
+    REFUSES(avhdx_check("x", NULL, NULL, NULL), "check");
+    avhdx_opts_free(o);
+}
+
+static void no_disk_at_all(void)
+{
+    struct avhdx_limits limits = AVHDX_LIMITS_INIT;
+    struct avhdx_info info = AVHDX_INFO_INIT;
+    struct avhdx_layer_info layer = AVHDX_LAYER_INFO_INIT;
+    struct avhdx_extent extent;
+    struct iovec iov = { NULL, 0 };
+    uint64_t processed;
+    size_t n = 1;
+    char byte = 0;
+
+    REFUSES(avhdx_flush(NULL), "disk");
+    REFUSES(avhdx_get_size(NULL), "disk");
+    REFUSES(avhdx_get_limits(NULL, &limits), "disk");
+    REFUSES(avhdx_get_info(NULL, &info), "disk");
+    REFUSES(avhdx_layer_count(NULL), "disk");
+    REFUSES(avhdx_layer_info(NULL, 0, &layer), "disk");
+    REFUSES_PTR(avhdx_layer_path(NULL, 0), "disk");
+    REFUSES(avhdx_layer_fd(NULL, 0), "disk");
+    REFUSES_PTR(avhdx_info_json(NULL), "disk");
+    REFUSES(avhdx_pread(NULL, &byte, 1, 0), "disk");
+    REFUSES(avhdx_pwrite(NULL, &byte, 1, 0, 0), "disk");
+    REFUSES(avhdx_preadv(NULL, &iov, 1, 0), "disk");
+    REFUSES(avhdx_pwritev(NULL, &iov, 1, 0, 0), "disk");
+    REFUSES(avhdx_layer_pread(NULL, 0, &byte, 1, 0), "disk");
+    REFUSES(avhdx_zero(NULL, 0, 1, 0), "disk");
+    REFUSES(avhdx_discard(NULL, 0, 1, 0), "disk");
+    REFUSES(avhdx_block_status(NULL, 0, 1, 0, &extent, &n, &processed), "disk");
+    REFUSES(avhdx_checkpoint(NULL, "x", NULL), "disk");
+    REFUSES(avhdx_merge(NULL, 0, 1, NULL, NULL), "disk");
+}
+
+static void with_a_disk(void)
+{
+    struct avhdx_extent extent;
+    struct iovec iov = { NULL, 512 };
+    uint64_t processed;
+    size_t n = 1;
+    avhdx_disk *disk;
+
+    NEED(create(tmp("d.vhdx"), "size=16M,block-size=1M") == 0);
+    NEED((disk = open_with(tmp("d.vhdx"), "")) != NULL);
+    REFUSES(avhdx_get_limits(disk, NULL), "limits");
+    REFUSES(avhdx_get_info(disk, NULL), "info");
+    REFUSES(avhdx_layer_info(disk, 0, NULL), "info");
+    REFUSES(avhdx_pread(disk, NULL, 1, 0), "buf");
+    REFUSES(avhdx_pwrite(disk, NULL, 1, 0, 0), "buf");
+    REFUSES(avhdx_preadv(disk, NULL, 1, 0), "iov");
+    REFUSES(avhdx_pwritev(disk, NULL, 1, 0, 0), "iov");
+    REFUSES(avhdx_preadv(disk, &iov, 1, 0), "iov[0].iov_base");
+    REFUSES(avhdx_pwritev(disk, &iov, 1, 0, 0), "iov[0].iov_base");
+    REFUSES(avhdx_layer_pread(disk, 0, NULL, 1, 0), "buf");
+    REFUSES(avhdx_block_status(disk, 0, 1, 0, NULL, &n, &processed), "extents");
+    REFUSES(avhdx_block_status(disk, 0, 1, 0, &extent, NULL, &processed), "n");
+    REFUSES(avhdx_block_status(disk, 0, 1, 0, &extent, &n, NULL), "processed");
+    REFUSES(avhdx_checkpoint(disk, NULL, NULL), "new_leaf");
+    /* No bytes, no buffer. */
+    CHECK_OK(avhdx_pread(disk, NULL, 0, 0));
+    CHECK_OK(avhdx_pwrite(disk, NULL, 0, 0, 0));
+    CHECK_OK(avhdx_preadv(disk, NULL, 0, 0));
+    CHECK_OK(avhdx_pwritev(disk, NULL, 0, 0, AVHDX_FUA));
+    CHECK_OK(avhdx_close(disk));
+}
+
+static void null_is_nothing_to_free(void)
+{
+    CHECK_OK(avhdx_close(NULL));
+    avhdx_abort(NULL);
+    avhdx_opts_free(NULL);
+    avhdx_error_free(NULL);
+    avhdx_free(NULL);
+    CHECK_OK(avhdx_set_log(NULL, 0));
+}
+
+static void structures_nobody_initialised(void)
+{
+    struct avhdx_probe probe;
+
+    memset(&probe, 0, sizeof probe);
+    CHECK_FAILS(avhdx_probe(tmp("d.vhdx"), &probe), EINVAL, AVHDX_ERR_ARGUMENT);
+    CHECK_HAS(avhdx_error_message(NULL), "probe->struct_size is 0");
+    memset(&probe, 0xff, sizeof probe);
+    CHECK_FAILS(avhdx_probe(tmp("d.vhdx"), &probe), EINVAL, AVHDX_ERR_ARGUMENT);
+}
+
+int main(void)
+{
+    RUN(without_a_disk);
+    RUN(no_disk_at_all);
+    RUN(with_a_disk);
+    RUN(null_is_nothing_to_free);
+    RUN(structures_nobody_initialised);
+    return check_end();
+}
