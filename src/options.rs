@@ -1,4 +1,4 @@
-//! What callers can choose. Every struct has defaults that are right for a person at a prompt; [`schema`] lists the
+//! What callers can choose. Every struct has defaults that are right for a person at a prompt; [`crate::schema`] lists the
 //! string keys under which the C ABI, the nbdkit plugin and the command line offer the same choices.
 
 use std::path::PathBuf;

@@ -7,7 +7,7 @@
 //!   paths     Windows paths and the host's              types     what callers are told
 //! ```
 //!
-//! The layers are an immutable [`snapshot::Snapshot`] behind an atomic pointer; operations that change them build the
+//! The layers are an immutable `snapshot::Snapshot` behind an atomic pointer; operations that change them build the
 //! next one and swap it. Writers hold `gate` shared; whoever must see no write in flight holds it exclusively. Readers
 //! hold nothing and verify afterwards that no space they read from changed its owner.
 

@@ -388,12 +388,6 @@ pub unsafe extern "C" fn avhdx_info_json(disk: *mut avhdx_disk) -> *mut c_char {
 }
 
 fn json(chain: &Chain) -> Result<String> {
-    let mut info = chain.info()?;
-    let shown = |path: &PathBuf| PathBuf::from(path.to_string_lossy().into_owned());
-    for layer in &mut info.layers {
-        layer.filename = shown(&layer.filename);
-        layer.full_backing_filename = layer.full_backing_filename.as_ref().map(shown);
-    }
-    serde_json::to_string(&info)
+    serde_json::to_string(&chain.info()?)
         .map_err(|cause| Error::new(ErrorKind::Bug, "the information has no JSON form").with_source(cause))
 }
