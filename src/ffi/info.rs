@@ -5,7 +5,6 @@
 
 use std::ffi::{c_char, c_int};
 use std::os::unix::ffi::OsStrExt;
-use std::path::PathBuf;
 
 use super::disk::{avhdx_disk, on_disk};
 use super::error::c_string;
