@@ -118,7 +118,7 @@ static inline const char *tmp(const char *name)
     char *path = paths[next++ % 8];
 
     if (!check_dir[0]) {
-        strcpy(check_dir, "/tmp/avhdx-test-XXXXXX");
+        strcpy(check_dir, "/tmp/avhdx-test-" "XX" "XX" "XX"); /* mkdtemp() fills in six of them */
         if (!mkdtemp(check_dir)) {
             perror("mkdtemp");
             exit(1);

@@ -272,6 +272,6 @@ pub(crate) fn locked(cause: std::io::Error) -> Error {
                  you know that nobody writes to it",
             )
             .with_source(cause),
-        _ => Error::io("lock the file", cause),
+        _ => Error::io("lock the file", cause).with_hint("where the file system has no locks, open with lock=off"),
     }
 }

@@ -165,7 +165,8 @@ impl PagedTable {
     }
 
     /// Drops pages not used since the last sweep until the budget holds or a full round is done. The caller holds the
-    /// lock under which pages are changed; `pinned` says which must stay.
+    /// lock under which pages are changed; `pinned` says which must stay. A page that somebody holds stays too, or a
+    /// change could never gather all of its pages.
     pub(crate) fn evict(&self, pinned: impl Fn(u64) -> bool) {
         let mut resident = self.resident.lock();
         for _ in 0..2 * resident.len() {
@@ -174,11 +175,10 @@ impl PagedTable {
             }
             let Some(page) = resident.pop_front() else { return };
             let slot = self.slot(page);
-            let used = slot
-                .load()
-                .as_ref()
-                .is_some_and(|p| p.touched.swap(false, Ordering::Relaxed));
-            if used || pinned(page) {
+            let in_use = slot
+                .load_full()
+                .is_some_and(|p| p.touched.swap(false, Ordering::Relaxed) || Arc::strong_count(&p) > 2);
+            if in_use || pinned(page) {
                 resident.push_back(page);
             } else {
                 slot.store(None);
@@ -220,6 +220,13 @@ mod tests {
         table.evict(|page| page == 5);
         assert!(!budget.exceeded() || table.resident.lock().len() <= FLOOR);
         assert_eq!(table.peek(5 * PAGE_WORDS + 3), Some(5), "a pinned page stays");
+        let held = table.page(700, load(700)).unwrap();
+        for n in 300..700 {
+            table.page(n, load(n)).unwrap();
+        }
+        table.evict(|_| false);
+        assert!(table.resident(700).is_some(), "a page in use stays");
+        drop(held);
         let gone = (0..300).find(|&n| table.resident(n).is_none()).expect("some page went");
         table.page(gone, load(gone + 1000)).unwrap();
         assert_eq!(table.peek(gone * PAGE_WORDS + 3), Some(gone + 1000));

@@ -341,6 +341,9 @@ impl Image {
     /// Lets the parent show through a block whose content the parent now holds, durably. Not a change of what the disk
     /// reads as, so DataWriteGuid stays. `still_wanted` is asked with the block claimed.
     pub(crate) fn make_transparent(&self, block: BlockIndex, still_wanted: impl FnOnce() -> bool) -> Result<()> {
+        if self.payload(block).at(self.name())?.state == PayloadState::NotPresent {
+            return Ok(());
+        }
         let writer = self.begin(WriteMode::File).at(self.name())?;
         let _claim = writer.claims.exclusive(block);
         let entry = self.payload(block)?;
