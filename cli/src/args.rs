@@ -1,5 +1,6 @@
 //! The command line's grammar.
 
+use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -125,21 +126,8 @@ pub(crate) enum Command {
         /// The ancestor merged into, instead of the parent
         #[arg(long)]
         into: Option<PathBuf>,
-        /// How the bytes travel
-        #[arg(long, value_enum, default_value = "auto")]
-        mode: Mode,
-        /// Keep the merged files
-        #[arg(long)]
-        keep: bool,
-        /// Go on although other disks depend on the files merged; they become unusable
-        #[arg(long)]
-        orphan_siblings: bool,
-        /// Read the result back and compare before anything is removed
-        #[arg(long)]
-        verify: bool,
-        /// Bytes per second at most
-        #[arg(long, value_parser = size)]
-        rate: Option<u64>,
+        #[command(flatten)]
+        merging: Merging,
         #[command(flatten)]
         open: Open,
     },
@@ -151,6 +139,35 @@ pub(crate) enum Command {
         out: PathBuf,
         #[command(flatten)]
         open: Open,
+    },
+    /// Serve a disk over NBD, for QEMU, libvirt, libguestfs and others
+    Serve {
+        /// The disk; of a chain, the last file
+        leaf: PathBuf,
+        /// The Unix socket to serve on
+        #[arg(long)]
+        socket: Option<PathBuf>,
+        /// Refuse writes
+        #[arg(long)]
+        read_only: bool,
+        /// Serve while this shell command runs; $uri and $unixsocket say where
+        #[arg(long, value_name = "COMMAND")]
+        run: Option<String>,
+        /// nbdkit-avhdx-plugin.so, where it is not found by itself
+        #[arg(long, value_name = "FILE")]
+        plugin: Option<PathBuf>,
+        #[command(flatten)]
+        open: Open,
+    },
+    /// Look at, checkpoint or merge a disk while it is served
+    Control {
+        /// The control socket of the server
+        socket: PathBuf,
+        /// The export, where the server has several
+        #[arg(long)]
+        export: Option<String>,
+        #[command(subcommand)]
+        verb: Control,
     },
     /// Check one file against every rule of the format; nothing is written
     Check {
@@ -165,6 +182,50 @@ pub(crate) enum Command {
         #[command(flatten)]
         open: Open,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Control {
+    /// Print the chain as JSON
+    Info,
+    /// Seal the leaf and continue on a new differencing child
+    Checkpoint {
+        /// The new file, written to from now on
+        new: PathBuf,
+        /// Size of a payload block of the new file
+        #[arg(long, value_parser = size)]
+        block_size: Option<u64>,
+    },
+    /// Merge a checkpoint into its parent, or into an older ancestor
+    Merge {
+        /// The layer merged away, by path or number; the leaf, 0, if left out
+        child: Option<String>,
+        /// The layer merged into, by path or number, instead of the parent
+        #[arg(long)]
+        into: Option<String>,
+        #[command(flatten)]
+        merging: Merging,
+    },
+}
+
+/// How to merge.
+#[derive(Debug, Args)]
+pub(crate) struct Merging {
+    /// How the bytes travel
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) mode: Mode,
+    /// Keep the merged files
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// Go on although other disks depend on the files merged; they become unusable
+    #[arg(long)]
+    pub(crate) orphan_siblings: bool,
+    /// Read the result back and compare before anything is removed
+    #[arg(long)]
+    pub(crate) verify: bool,
+    /// Bytes per second at most
+    #[arg(long, value_parser = size)]
+    pub(crate) rate: Option<u64>,
 }
 
 /// A part of the disk.
@@ -228,6 +289,42 @@ impl Open {
         options.lock = !self.no_lock;
         options.lock_timeout = Duration::from_millis(self.lock_timeout);
         options
+    }
+
+    /// The same as options of the nbdkit plugin.
+    pub(crate) fn parameters(&self) -> Vec<OsString> {
+        let joined = |key: &str, parts: Vec<OsString>, separator: &str| {
+            let mut all = OsString::from(key);
+            all.push(parts.join(OsStr::new(separator)));
+            all
+        };
+        let mut parameters = Vec::new();
+        if !self.search.is_empty() {
+            let dirs = self.search.iter().map(|dir| dir.clone().into_os_string()).collect();
+            parameters.push(joined("search=", dirs, ":"));
+        }
+        if let Some(root) = &self.parent_root {
+            parameters.push(joined("parent-root=", vec![root.clone().into_os_string()], ""));
+        }
+        if !self.drive_map.is_empty() {
+            let drives = self.drive_map.iter().map(|(prefix, dir)| {
+                let mut drive = OsString::from(format!("{prefix}="));
+                drive.push(dir);
+                drive
+            });
+            parameters.push(joined("drive-map=", drives.collect(), ";"));
+        }
+        if self.no_parents {
+            parameters.push("parents=off".into());
+        }
+        if let Some(log) = self.log.to_possible_value() {
+            parameters.push(format!("log={}", log.get_name()).into());
+        }
+        if self.no_lock {
+            parameters.push("lock=off".into());
+        }
+        parameters.push(format!("lock-timeout-ms={}", self.lock_timeout).into());
+        parameters
     }
 }
 

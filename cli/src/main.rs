@@ -1,8 +1,11 @@
 //! The `avhdx` command. Exit status: 0 done, 1 failed, 2 wrong usage, 3 check found a broken rule.
 
 mod args;
+mod bar;
+mod control;
 mod data;
 mod report;
+mod serve;
 mod work;
 
 use std::process::ExitCode;
@@ -18,6 +21,8 @@ pub(crate) enum Failure {
     Stream(std::io::Error),
     /// The options do not go together.
     Usage(String),
+    /// Another program that was needed, or that answered: message and hint.
+    Other(String, String),
 }
 
 impl From<avhdx::Error> for Failure {
@@ -52,6 +57,13 @@ fn main() -> ExitCode {
             eprintln!("avhdx: standard input or output: {error}");
             ExitCode::from(1)
         }
+        Err(Failure::Other(message, hint)) => {
+            eprintln!("avhdx: {message}");
+            if !hint.is_empty() {
+                eprintln!("hint: {hint}");
+            }
+            ExitCode::from(1)
+        }
         Err(Failure::Usage(message)) => {
             eprintln!("avhdx: {message}");
             eprintln!("hint: see avhdx --help");
@@ -84,6 +96,15 @@ fn run(command: Command) -> Outcome {
         } => data::write(&path, &range, pattern, &open),
         Command::Zero { path, range, open } => data::zero(&path, &range, &open),
         Command::Discard { path, range, open } => data::discard(&path, &range, &open),
+        Command::Serve {
+            leaf,
+            socket,
+            read_only,
+            run,
+            plugin,
+            open,
+        } => serve::serve(&leaf, socket, read_only, run, plugin, &open),
+        Command::Control { socket, export, verb } => control::control(&socket, export.as_deref(), verb),
         command => work::run(command),
     }
 }

@@ -1,14 +1,10 @@
 //! Verbs that make and change files.
 
-use std::io::IsTerminal;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::Arc;
-
-use avhdx::options::{CheckpointOptions, CreateOptions, DiskType, MergeOptions, Progress};
+use avhdx::options::{CheckpointOptions, CreateOptions, DiskType, MergeOptions};
 use avhdx::{ops, Chain};
-use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::args::Command;
+use crate::bar::Bar;
 use crate::{Failure, Outcome};
 
 fn small(value: Option<u64>, name: &str) -> Result<u32, Failure> {
@@ -63,21 +59,19 @@ pub(crate) fn run(command: Command) -> Outcome {
         Command::Merge {
             child,
             into,
-            mode,
-            keep,
-            orphan_siblings,
-            verify,
-            rate,
+            merging,
             open,
         } => {
             let mut options = MergeOptions::default();
-            options.mode = mode.into();
-            options.unlink = !keep;
-            options.orphan_siblings = orphan_siblings;
-            options.verify = verify;
-            options.rate = rate.unwrap_or(0);
+            options.mode = merging.mode.into();
+            options.unlink = !merging.keep;
+            options.orphan_siblings = merging.orphan_siblings;
+            options.verify = merging.verify;
+            options.rate = merging.rate.unwrap_or(0);
             let mut bar = Bar::new("merging");
-            let report = ops::merge_path(&child, into.as_deref(), &open.writing(), &options, &mut |p| bar.show(p))?;
+            let report = ops::merge_path(&child, into.as_deref(), &open.writing(), &options, &mut |p| {
+                bar.show(p.done, p.total)
+            })?;
             bar.finish();
             println!("merged {} bytes into {}", report.bytes, report.target.display());
             if report.reflinked > 0 {
@@ -94,55 +88,10 @@ pub(crate) fn run(command: Command) -> Outcome {
         Command::Convert { leaf, out, open } => {
             let chain = Chain::open(&leaf, &open.reading())?;
             let mut bar = Bar::new("converting");
-            ops::convert_raw(&chain, &out, &mut |p| bar.show(p))?;
+            ops::convert_raw(&chain, &out, &mut |p| bar.show(p.done, p.total))?;
             bar.finish();
             Ok(0)
         }
         _ => Err(Failure::Usage("an unknown command".into())),
-    }
-}
-
-/// A progress bar on a terminal, nothing elsewhere; and Ctrl-C, which asks the operation to stop where it can be
-/// continued. A second Ctrl-C stops at once, which is as safe as a power cut.
-struct Bar {
-    bar: Option<ProgressBar>,
-    stop: Arc<AtomicBool>,
-}
-
-impl Bar {
-    fn new(what: &'static str) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let asked = stop.clone();
-        let _ = ctrlc::set_handler(move || {
-            if asked.swap(true, Ordering::Relaxed) {
-                std::process::exit(1);
-            }
-        });
-        let bar = std::io::stderr().is_terminal().then(|| {
-            let style = "{msg} [{bar:40}] {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}";
-            let style = ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
-            ProgressBar::new(0).with_style(style).with_message(what)
-        });
-        Bar { bar, stop }
-    }
-
-    fn show(&mut self, progress: Progress) -> bool {
-        if let Some(bar) = &self.bar {
-            bar.set_length(progress.total);
-            bar.set_position(progress.done);
-        }
-        !self.stop.load(Ordering::Relaxed)
-    }
-
-    fn finish(&self) {
-        if let Some(bar) = &self.bar {
-            bar.finish_and_clear();
-        }
-    }
-}
-
-impl Drop for Bar {
-    fn drop(&mut self) {
-        self.finish();
     }
 }
