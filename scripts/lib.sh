@@ -29,6 +29,14 @@ need() {
     exit 1
 }
 
+# need_pkg MODULE=PACKAGE...: the same for what pkg-config knows.
+need_pkg() {
+    local pair
+    for pair in "$@"; do
+        pkg-config --exists "${pair%%=*}" 2>/dev/null || need "${pair%%=*}.pc=${pair#*=}"
+    done
+}
+
 need_rust() {
     if [ -f "$HOME/.cargo/env" ]; then . "$HOME/.cargo/env"; fi
     command -v cargo >/dev/null 2>&1 && return
@@ -36,4 +44,11 @@ need_rust() {
     say "installing Rust"
     curl --proto '=https' --tlsv1.2 -sSf https://sh.rustup.rs | sh -s -- -y --profile minimal -c rustfmt -c clippy
     . "$HOME/.cargo/env"
+}
+
+# build_all DIRECTORY: configures, anew where programs or libraries came since, and builds.
+build_all() {
+    local again=()
+    [ ! -f "$1/build.ninja" ] || again=(--reconfigure)
+    meson setup "$1" "${again[@]}" >/dev/null && meson compile -C "$1" >/dev/null
 }

@@ -51,6 +51,7 @@ pub(crate) fn serve(
     nbdkit
         .arg(plugin.unwrap_or_else(find_plugin))
         .arg(parameter("file=", &leaf))
+        .args(read_only.then_some("read-only=on"))
         .args(open.parameters());
     if let Some(socket) = &socket {
         let mut control = socket.clone().into_os_string();
@@ -107,15 +108,16 @@ fn claim(socket: &Path) -> Result<(), Failure> {
 /// The plugin installed with this program, the one of the build it belongs to, or by its name the one nbdkit has.
 fn find_plugin() -> PathBuf {
     let here = std::env::current_exe().unwrap_or_default();
-    let triple = format!("lib/{}-linux-gnu", std::env::consts::ARCH);
-    let prefix = here.ancestors().nth(2);
-    let installed = [triple.as_str(), "lib64", "lib"]
-        .map(|lib| Path::new(lib).join("nbdkit/plugins").join(PLUGIN))
-        .into_iter();
-    let built = ["meson/nbdkit", "../build/nbdkit"].map(|dir| Path::new(dir).join(PLUGIN));
+    let installed = [
+        format!("../lib/{}-linux-gnu/nbdkit/plugins", std::env::consts::ARCH),
+        "../lib64/nbdkit/plugins".to_string(),
+        "../lib/nbdkit/plugins".to_string(),
+    ];
+    let built = ["nbdkit", "../meson/nbdkit", "../../build/nbdkit"].map(str::to_string);
     installed
-        .chain(built)
-        .filter_map(|path| Some(prefix?.join(path)))
+        .iter()
+        .chain(&built)
+        .filter_map(|dir| Some(here.parent()?.join(dir).join(PLUGIN)))
         .find(|path| path.exists())
         .unwrap_or_else(|| "avhdx".into())
 }
@@ -154,10 +156,11 @@ fn recipes(socket: &Path, control: &OsStr, read_only: bool) -> String {
     let uri = format!("nbd+unix:///?socket={path}");
     // In an option of QEMU a comma is doubled.
     let server = socket.to_string_lossy().replace(',', ",,");
-    let mode = if read_only { "read-only=on" } else { "discard=unmap" };
+    let mode = if read_only { "read-only=on,reconnect-delay=30" } else { "discard=unmap,reconnect-delay=30" };
     let blockdev = format!("driver=nbd,node-name=avhdx0,server.type=unix,server.path={server},{mode}");
     let guestfish = if read_only { "--ro " } else { "" };
     let xml_mode = if read_only { "<readonly/>" } else { "" };
+    let xml_discard = if read_only { "" } else { " discard='unmap'" };
     let xml_path = escaped(&socket.to_string_lossy());
     let blockdev = quoted(OsStr::new(&blockdev));
     let socket = quoted(socket.as_os_str());
@@ -165,7 +168,7 @@ fn recipes(socket: &Path, control: &OsStr, read_only: bool) -> String {
     format!(
         "uri:        {uri}\n\
          qemu:       qemu-system-x86_64 -blockdev {blockdev} -device virtio-blk-pci,drive=avhdx0\n\
-         libvirt:    <disk type='network' device='disk'><driver name='qemu' type='raw'/><source protocol='nbd'>\
+         libvirt:    <disk type='network' device='disk'><driver name='qemu' type='raw'{xml_discard}/><source protocol='nbd'>\
          <host transport='unix' socket='{xml_path}'/></source><target dev='vda' bus='virtio'/>{xml_mode}</disk>\n\
          guestfish:  guestfish {guestfish}--format=raw -a 'nbd://?socket={path}'\n\
          virt-v2v:   nbdcopy '{uri}' disk.img && virt-v2v -i disk disk.img -o local -os .\n\
