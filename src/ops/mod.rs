@@ -5,10 +5,12 @@ mod check;
 mod checkpoint;
 mod convert;
 mod create;
+mod job;
 mod merge;
 
 pub use check::{check, CheckOptions, CheckReport, Finding, Severity};
 pub use checkpoint::checkpoint;
 pub use convert::convert_raw;
 pub use create::create;
+pub use job::{Job, JobControl};
 pub use merge::{merge, merge_path, MergeReport};
