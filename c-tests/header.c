@@ -8,6 +8,7 @@ static int use(void)
     struct avhdx_info info = AVHDX_INFO_INIT;
     struct avhdx_layer_info layer = AVHDX_LAYER_INFO_INIT;
     struct avhdx_check check = AVHDX_CHECK_INIT;
+    struct avhdx_progress job = AVHDX_PROGRESS_INIT;
     struct avhdx_io_ops ops = AVHDX_IO_OPS_INIT;
     avhdx_progress_cb progress = { NULL, NULL, NULL };
     avhdx_disk *disk = NULL;
@@ -22,7 +23,7 @@ static int use(void)
     return r < 0 && disk == NULL && avhdx_error_code(error) == AVHDX_ERR_IO
         && probe.struct_size == sizeof probe && limits.struct_size == sizeof limits && info.struct_size == sizeof info
         && layer.struct_size == sizeof layer && check.struct_size == sizeof check && ops.struct_size == sizeof ops
-        && ops.list == NULL && progress.fn == NULL && flags == 0x30109 && none + 1 == 0
+        && job.struct_size == sizeof job && ops.list == NULL && progress.fn == NULL && flags == 0x30109 && none + 1 == 0
         && avhdx_version()[0] == '0' + AVHDX_VERSION_MAJOR;
 }
 

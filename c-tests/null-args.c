@@ -19,7 +19,9 @@ static void without_a_disk(void)
     struct avhdx_probe probe = AVHDX_PROBE_INIT;
     struct avhdx_check seen = AVHDX_CHECK_INIT;
     avhdx_opts *o = avhdx_opts_new();
+    struct avhdx_progress progress = AVHDX_PROGRESS_INIT;
     avhdx_disk *disk = (avhdx_disk *)1;
+    avhdx_job *job = (avhdx_job *)1;
     const char *paths[2] = { "x", NULL };
 
     REFUSES(avhdx_has(NULL), "feature");
@@ -52,6 +54,14 @@ static void without_a_disk(void)
     REFUSES(avhdx_merge_path(NULL, NULL, NULL, NULL), "child");
     REFUSES(avhdx_check(NULL, NULL, &seen, NULL), "path");
     REFUSES(avhdx_check("x", NULL, NULL, NULL), "check");
+    REFUSES(avhdx_job_new(NULL, NULL, "merge", NULL), "job");
+    REFUSES(avhdx_job_new(&job, NULL, NULL, NULL), "operation");
+    REFUSES(avhdx_job_new(&job, NULL, "merge", NULL), "disk");
+    CHECK(job == NULL);
+    REFUSES(avhdx_job_step(NULL, 1, NULL), "job");
+    REFUSES(avhdx_job_progress(NULL, &progress), "job");
+    REFUSES(avhdx_job_cancel(NULL), "job");
+    avhdx_job_free(NULL);
     avhdx_opts_free(o);
 }
 

@@ -81,6 +81,7 @@ typedef struct avhdx_progress_cb avhdx_progress_cb;
 typedef struct avhdx_log_cb avhdx_log_cb;
 typedef struct avhdx_resolve_cb avhdx_resolve_cb;
 typedef struct avhdx_issue_cb avhdx_issue_cb;
+typedef struct avhdx_job avhdx_job;
 struct avhdx_io_ops;
 
 /* ---- The library ---- */
@@ -99,7 +100,7 @@ const char *avhdx_version(void);
 
 /*
  * 1 if the library in use has a feature, 0 if not: "create", "checkpoint", "merge", "merge.copy", "merge.reflink",
- * "merge.consume", "reflink", "check", "io-ops", "open-fd", "resolver". A name nobody knows is 0.
+ * "merge.consume", "reflink", "check", "io-ops", "job", "open-fd", "resolver". A name nobody knows is 0.
  * feature: not NULL. Any thread. Since 1.0.
  */
 int avhdx_has(const char *feature);
@@ -493,8 +494,8 @@ int avhdx_flush(avhdx_disk *disk);
 
 /*
  * Makes everything durable, leaves the log empty, unlocks, and frees the disk, also when something fails: the first
- * failure is returned, and the file is then as after a power cut, with everything flushed in it. No other call on the
- * disk may be running, or begin. From a callback of an operation on the same disk it does nothing and is -EINVAL.
+ * failure is returned, and the file is then as after a power cut, with everything flushed in it. A job that is not
+ * over is cancelled; free it, before or afterwards. No other call on the disk may be running, or begin. From a callback of an operation on the same disk it does nothing and is -EINVAL.
  * Errors: IO, NO_SPACE, POISONED. disk: may be NULL (0). Since 1.0.
  */
 int avhdx_close(avhdx_disk *disk);
@@ -922,6 +923,66 @@ int avhdx_merge_path(const char *child, const char *dest, const avhdx_opts *opts
  * path, check: not NULL; opts, callback: may be NULL. Any thread. Since 1.0.
  */
 int avhdx_check(const char *path, const avhdx_opts *opts, struct avhdx_check *check, const avhdx_issue_cb *callback);
+
+/* ---- Jobs ---- */
+
+/*
+ * A long operation in steps, for an event loop, a rate limit or a cancel button. A job does nothing between steps; the
+ * disk can be read and written meanwhile, and a power cut then loses as little as at any other moment. While a job is
+ * neither done nor freed, other operations on its disk are refused (PENDING_OPERATION).
+ *
+ * The operation has a thread of its own, which runs only while a step waits for it: I/O callbacks are called there.
+ */
+
+/* An operation in steps. Made by avhdx_job_new, released by avhdx_job_free. */
+struct avhdx_job;
+
+/* How far a job is. Since 1.0. */
+struct avhdx_progress
+{
+    /* Set by AVHDX_PROGRESS_INIT. */
+    uint32_t struct_size;
+    /* 0. */
+    uint32_t reserved;
+    /* Bytes dealt with. */
+    uint64_t done;
+    /* Bytes to deal with, as far as known; never shrinks below done. */
+    uint64_t total;
+};
+#define AVHDX_PROGRESS_INIT { sizeof(struct avhdx_progress), 0, 0, 0 }
+
+/*
+ * Prepares an operation on a disk; nothing happens before the first step. operation is "merge", with the keys "top"
+ * and "base", numbers of layers, besides those of avhdx_merge.
+ *
+ * Keys: those of the operation and of "job". Errors: ARGUMENT; PENDING_OPERATION when the disk has a job that is not
+ * over. job: not NULL, *job is NULL after a failure; disk, operation: not NULL; opts: may be NULL. The job must be
+ * over or freed before the disk is closed; avhdx_close cancels it otherwise. Since 1.0.
+ */
+int avhdx_job_new(avhdx_job **job, avhdx_disk *disk, const char *operation, const avhdx_opts *opts);
+
+/*
+ * Goes on for about max_bytes, at least up to the next moment at which the operation can stand still. Returns 1 when
+ * there is more to do and 0 when it is done and durable. A failure of the operation is returned by the step in which
+ * it happens and by each later one; CANCELLED after avhdx_job_cancel.
+ * job: not NULL; progress: may be NULL. Steps from several threads take turns. Since 1.0.
+ */
+int avhdx_job_step(avhdx_job *job, uint64_t max_bytes, struct avhdx_progress *progress);
+
+/* Tells how far a job is, also while another thread steps it. job, progress: not NULL. Any thread. Since 1.0. */
+int avhdx_job_progress(avhdx_job *job, struct avhdx_progress *progress);
+
+/*
+ * Asks a job to end: the step that runs, or the next one, returns CANCELLED, unless it was done before. The disk reads
+ * the same, and the operation run again goes on. job: not NULL. Any thread. Since 1.0.
+ */
+int avhdx_job_cancel(avhdx_job *job);
+
+/*
+ * Cancels a job that is not over, waits until it holds nothing any more, and frees it. No other call on the job may
+ * be running, or begin. job: may be NULL. Since 1.0.
+ */
+void avhdx_job_free(avhdx_job *job);
 
 #ifdef __cplusplus
 }

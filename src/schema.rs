@@ -32,11 +32,20 @@ pub enum Kind {
     Merge,
     /// Checking a file.
     Check,
+    /// An operation on layers of an open disk, in steps.
+    Job,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: &'static [Kind] = &[Kind::Open, Kind::Create, Kind::Checkpoint, Kind::Merge, Kind::Check];
+    pub const ALL: &'static [Kind] = &[
+        Kind::Open,
+        Kind::Create,
+        Kind::Checkpoint,
+        Kind::Merge,
+        Kind::Check,
+        Kind::Job,
+    ];
 
     /// The name under which [`schema_json`] knows it.
     pub fn name(self) -> &'static str {
@@ -46,6 +55,7 @@ impl Kind {
             Kind::Checkpoint => "checkpoint",
             Kind::Merge => "merge",
             Kind::Check => "check",
+            Kind::Job => "job",
         }
     }
 
@@ -62,6 +72,7 @@ impl Kind {
             Kind::Checkpoint => CHECKPOINT,
             Kind::Merge => MERGE,
             Kind::Check => CHECK,
+            Kind::Job => JOB,
         }
     }
 }
@@ -118,6 +129,18 @@ pub struct Settings {
     pub merge: MergeOptions,
     /// [`Kind::Check`].
     pub check: CheckOptions,
+    /// [`Kind::Job`].
+    pub job: JobOptions,
+}
+
+/// Which layers a job is about; 0 is the leaf.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct JobOptions {
+    /// The uppermost layer.
+    pub top: usize,
+    /// The layer below the lowest; `None` for the one below `top`.
+    pub base: Option<usize>,
 }
 
 impl Settings {
@@ -485,6 +508,13 @@ static MERGE: &[Key] = keys! {
 static CHECK: &[Key] = keys! {
     "windows", ValueType::Bool, "off", "also report what Windows would not have written",
         check.windows = |v| boolean(v);
+};
+
+static JOB: &[Key] = keys! {
+    "top", ValueType::Number, "0", "the uppermost layer of those that the operation is about; 0 is the leaf",
+        job.top = |v| number(v, u64::from(u32::MAX)).map(|n| n as usize);
+    "base", ValueType::Number, "top + 1", "the layer that they are merged into",
+        job.base = |v| number(v, u64::from(u32::MAX)).map(|n| Some(n as usize));
 };
 
 #[cfg(test)]

@@ -16,16 +16,19 @@ use super::io::{IoFileSystem, Need};
 use super::opts::{avhdx_opts, choose};
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
-use crate::options::{LogPolicy, OpenOptions};
+use crate::ops::{Job, JobControl};
+use crate::options::{LogPolicy, OpenOptions, ProgressFn};
 use crate::schema::Kind;
 use crate::storage::FileStorage;
 
 /// An open disk. Made by avhdx_open, avhdx_open_chain or avhdx_open_fd, released by avhdx_close or avhdx_abort.
 #[derive(Debug)]
 pub struct avhdx_disk {
-    pub(super) chain: Chain,
+    pub(super) chain: Arc<Chain>,
     /// A panic was caught: what is inside may be half changed.
-    dead: AtomicBool,
+    dead: Arc<AtomicBool>,
+    /// The last job made of it.
+    job: Mutex<Option<Arc<JobControl>>>,
     /// Layer paths given out, which live with the handle.
     pub(super) names: Mutex<Vec<CString>>,
     io: Option<Arc<IoFileSystem>>,
@@ -37,6 +40,42 @@ impl avhdx_disk {
         match &self.io {
             Some(io) => io.callbacks().check(operation, needs),
             None => Ok(()),
+        }
+    }
+
+    /// Makes a job of an operation. It does not keep the disk from being closed, which ends it.
+    pub(super) fn start_job(
+        &self,
+        operation: impl FnOnce(&Chain, ProgressFn<'_>) -> Result<()> + Send + 'static,
+    ) -> Result<Job> {
+        let mut slot = self.job.lock();
+        let chain = Arc::downgrade(&self.chain);
+        let dead = self.dead.clone();
+        let job = Job::new(move |progress| {
+            let chain = chain.upgrade().ok_or_else(|| argument("the disk was closed"))?;
+            catch(|| operation(&chain, progress)).unwrap_or_else(|bug| {
+                dead.store(true, Ordering::Relaxed);
+                Err(bug)
+            })
+        });
+        *slot = Some(job.control().clone());
+        Ok(job)
+    }
+
+    fn check_no_job(&self) -> Result<()> {
+        match &*self.job.lock() {
+            Some(job) if !job.is_over() => {
+                let error = Error::new(ErrorKind::PendingOperation, "the disk has a job that is not over");
+                Err(error.with_hint("step the job to its end, or free it"))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Ends what a job is doing.
+    fn end_job(&self) {
+        if let Some(job) = self.job.lock().take() {
+            job.cancel_and_wait();
         }
     }
 }
@@ -100,7 +139,12 @@ pub(super) unsafe fn on_disk_alone<T>(
     let _busy = Busy(disk);
     let _ = BUSY.try_with(|busy| busy.borrow_mut().push(disk));
     // SAFETY: this function's contract is that of `on_disk`.
-    unsafe { on_disk(disk, body) }
+    unsafe {
+        on_disk(disk, |disk| {
+            disk.check_no_job()?;
+            body(disk)
+        })
+    }
 }
 
 fn called_back() -> Error {
@@ -110,8 +154,9 @@ fn called_back() -> Error {
 
 fn give(chain: Chain, io: Option<Arc<IoFileSystem>>) -> *mut avhdx_disk {
     Box::into_raw(Box::new(avhdx_disk {
-        chain,
-        dead: AtomicBool::new(false),
+        chain: Arc::new(chain),
+        dead: Arc::default(),
+        job: Mutex::default(),
         names: Mutex::default(),
         io,
     }))
@@ -260,8 +305,8 @@ pub unsafe extern "C" fn avhdx_flush(disk: *mut avhdx_disk) -> c_int {
 }
 
 /// Makes everything durable, leaves the log empty, unlocks, and frees the disk, also when something fails: the first
-/// failure is returned, and the file is then as after a power cut, with everything flushed in it. No other call on the
-/// disk may be running, or begin. From a callback of an operation on the same disk it does nothing and is -EINVAL.
+/// failure is returned, and the file is then as after a power cut, with everything flushed in it. A job that is not
+/// over is cancelled; free it, before or afterwards. No other call on the disk may be running, or begin. From a callback of an operation on the same disk it does nothing and is -EINVAL.
 /// Errors: IO, NO_SPACE, POISONED. disk: may be NULL (0). Since 1.0.
 ///
 /// # Safety
@@ -273,7 +318,11 @@ pub unsafe extern "C" fn avhdx_close(disk: *mut avhdx_disk) -> c_int {
         match unsafe { take_back(disk) }? {
             None => {}
             Some(disk) if disk.dead.load(Ordering::Relaxed) => return Err(dead()),
-            Some(disk) => disk.chain.close()?,
+            // A job that was ended holds nothing of the chain any more.
+            Some(disk) => match Arc::into_inner(disk.chain) {
+                Some(chain) => chain.close()?,
+                None => return Err(Error::new(ErrorKind::Bug, "a job outlived its end")),
+            },
         }
         Ok(0)
     })
@@ -300,8 +349,12 @@ unsafe fn take_back(disk: *mut avhdx_disk) -> Result<Option<Box<avhdx_disk>>> {
     match disk.is_null() {
         true => Ok(None),
         false if is_busy(disk) => Err(called_back()),
-        // SAFETY: made by Box::into_raw in `give`, and taken back once, by this function's contract.
-        false => Ok(Some(unsafe { Box::from_raw(disk) })),
+        false => {
+            // SAFETY: made by Box::into_raw in `give`, and taken back once, by this function's contract.
+            let disk = unsafe { Box::from_raw(disk) };
+            disk.end_job();
+            Ok(Some(disk))
+        }
     }
 }
 

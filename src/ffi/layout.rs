@@ -55,6 +55,7 @@ fn layout_and_constants_are_as_released() {
         avhdx_check {
             struct_size, reserved, errors, warnings, notes, allocated_blocks, total_blocks, leaked_bytes,
         }
+        avhdx_progress { struct_size, reserved, done, total }
     }
     constants! { text:
         AVHDX_LOG_ERROR AVHDX_LOG_WARN AVHDX_LOG_INFO AVHDX_LOG_DEBUG

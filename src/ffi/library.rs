@@ -30,6 +30,7 @@ const FEATURES: &[&str] = &[
     "create.dynamic",
     "create.fixed",
     "io-ops",
+    "job",
     "merge",
     "merge.consume",
     "merge.copy",
@@ -46,7 +47,7 @@ pub extern "C" fn avhdx_version() -> *const c_char {
 }
 
 /// 1 if the library in use has a feature, 0 if not: "create", "checkpoint", "merge", "merge.copy", "merge.reflink",
-/// "merge.consume", "reflink", "check", "io-ops", "open-fd", "resolver". A name nobody knows is 0.
+/// "merge.consume", "reflink", "check", "io-ops", "job", "open-fd", "resolver". A name nobody knows is 0.
 /// feature: not NULL. Any thread. Since 1.0.
 ///
 /// # Safety

@@ -66,6 +66,7 @@ mod error;
 mod guard;
 mod info;
 mod io;
+mod job;
 mod library;
 mod ops;
 mod opts;
@@ -79,6 +80,7 @@ pub use disk::{avhdx_abort, avhdx_close, avhdx_disk, avhdx_flush, avhdx_open, av
 pub use error::*;
 pub use info::*;
 pub use io::*;
+pub use job::*;
 pub use library::*;
 pub use ops::*;
 pub use opts::*;

@@ -138,7 +138,8 @@ pub unsafe extern "C" fn avhdx_checkpoint(
     })
 }
 
-fn needs(options: &MergeOptions) -> Vec<Need> {
+/// What a merge needs of I/O callbacks.
+pub(super) fn merge_needs(options: &MergeOptions) -> Vec<Need> {
     let mut needs = vec![Need::Write];
     if options.unlink {
         needs.extend([Need::Unlink, Need::SyncDir]);
@@ -175,7 +176,7 @@ pub unsafe extern "C" fn avhdx_merge(
         let options = &chosen.settings.merge;
         let mut report = |now: Progress| progress.as_ref().is_none_or(|callback| callback.report(now));
         let run = |disk: &avhdx_disk| {
-            disk.check_io("merge", &needs(options))?;
+            disk.check_io("merge", &merge_needs(options))?;
             ops::merge(&disk.chain, top as usize, base as usize, options, &mut report)
         };
         // SAFETY: the caller's promise is that of `on_disk_alone`.
@@ -213,7 +214,7 @@ pub unsafe extern "C" fn avhdx_merge_path(
         let chosen = unsafe { choose(opts, &[Kind::Merge, Kind::Open]) }?;
         let (open, options) = (&chosen.settings.open, &chosen.settings.merge);
         if let Some(io) = &chosen.io {
-            io.callbacks().check("merge", &needs(options))?;
+            io.callbacks().check("merge", &merge_needs(options))?;
         }
         let mut report = |now: Progress| progress.as_ref().is_none_or(|callback| callback.report(now));
         ops::merge_path(&child, dest.as_deref(), open, options, &mut report)?;

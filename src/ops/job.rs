@@ -117,9 +117,8 @@ impl Job {
 
 impl Drop for Job {
     fn drop(&mut self) {
-        self.control.cancel();
+        self.control.cancel_and_wait();
         if let Start::Running(worker) = std::mem::replace(self.operation.get_mut(), Start::Over) {
-            self.control.go_on(u64::MAX);
             // What it had to say is in the result.
             let _ = worker.join();
         }
