@@ -4,7 +4,10 @@
 . "$(dirname "$0")/lib.sh"
 which=$1 build=$2
 needs nbdinfo nbdcopy qemu-img qemu-io meson
-[ "$which" = quick ] || needs qemu-system-x86_64 guestfish virt-xml-validate
+if [ "$which" = guests ]; then
+    needs qemu-system-x86_64 guestfish virt-xml-validate mkfs.ext4
+    . "$source/client-tests/guests.sh"
+fi
 
 check "install" env DESTDIR="$work/root" meson install -C "$build" --no-rebuild
 bin=$(dirname "$(find "$work/root" -path '*/bin/avhdx')")
@@ -69,11 +72,16 @@ after_fuse() {
     fusermount3 -u mnt
 }
 before_fio() { needs fio; }
-after_qemu() { check "the firmware sees the disk" grep -qa 'Booting from Hard Disk' "$work/.out"; }
-after_guestfish() { check "no file systems" test ! -s "$work/.out"; }
+after_qemu() { check "the firmware sees the disk" grep -qa 'Booting from Hard Disk' "$work/said"; }
+before_guestfish() {
+    mkfs.ext4 -q disk.raw 16M
+    avhdx serve vm.avhdx --run 'nbdcopy disk.raw "$uri"'
+}
+after_guestfish() { check "the file system is found" grep -qx '/dev/sda: ext4' "$work/said"; }
 
 run_recipe() {
     check "$1" bash -e "$work/recipe-$1"
+    mv "$work/.out" "$work/said"
 }
 
 fresh
