@@ -19,7 +19,10 @@ static void without_a_disk(void)
     struct avhdx_probe probe = AVHDX_PROBE_INIT;
     struct avhdx_check seen = AVHDX_CHECK_INIT;
     avhdx_opts *o = avhdx_opts_new();
+    struct avhdx_tree_node node = AVHDX_TREE_NODE_INIT;
     avhdx_disk *disk = (avhdx_disk *)1;
+    avhdx_tree *tree = (avhdx_tree *)1;
+    size_t n = 0;
     const char *paths[2] = { "x", NULL };
 
     REFUSES(avhdx_has(NULL), "feature");
@@ -52,6 +55,16 @@ static void without_a_disk(void)
     REFUSES(avhdx_merge_path(NULL, NULL, NULL, NULL), "child");
     REFUSES(avhdx_check(NULL, NULL, &seen, NULL), "path");
     REFUSES(avhdx_check("x", NULL, NULL, NULL), "check");
+    REFUSES(avhdx_tree_scan(NULL, paths, 1, NULL), "tree");
+    REFUSES(avhdx_tree_scan(&tree, NULL, 1, NULL), "dirs");
+    CHECK(tree == NULL);
+    REFUSES(avhdx_tree_scan(&tree, paths, 2, NULL), "dirs[1]");
+    REFUSES(avhdx_tree_count(NULL), "tree");
+    REFUSES(avhdx_tree_node(NULL, 0, &node), "tree");
+    REFUSES_PTR(avhdx_tree_path(NULL, 0), "tree");
+    REFUSES(avhdx_tree_children(NULL, 0, NULL, &n), "tree");
+    REFUSES(avhdx_tree_find(NULL, "x"), "tree");
+    REFUSES_PTR(avhdx_tree_json(NULL), "tree");
     avhdx_opts_free(o);
 }
 
@@ -63,7 +76,8 @@ static void no_disk_at_all(void)
     struct avhdx_extent extent;
     struct iovec iov = { NULL, 0 };
     uint64_t processed;
-    size_t n = 1;
+    size_t n = 1, room = 32;
+    uint8_t digest[32];
     char byte = 0;
 
     REFUSES(avhdx_flush(NULL), "disk");
@@ -85,12 +99,16 @@ static void no_disk_at_all(void)
     REFUSES(avhdx_block_status(NULL, 0, 1, 0, &extent, &n, &processed), "disk");
     REFUSES(avhdx_checkpoint(NULL, "x", NULL), "disk");
     REFUSES(avhdx_merge(NULL, 0, 1, NULL, NULL), "disk");
+    REFUSES(avhdx_diff(NULL, 0, 1, 0, 1, 0, &extent, &n, &processed), "disk");
+    REFUSES(avhdx_compare(NULL, NULL, 0, NULL, NULL), "a");
+    REFUSES(avhdx_digest(NULL, 0, "sha256", digest, &room, NULL), "disk");
 }
 
 static void with_a_disk(void)
 {
     struct avhdx_extent extent;
     struct iovec iov = { NULL, 512 };
+    uint8_t byte = 0;
     uint64_t processed;
     size_t n = 1;
     avhdx_disk *disk;
@@ -111,6 +129,14 @@ static void with_a_disk(void)
     REFUSES(avhdx_block_status(disk, 0, 1, 0, &extent, NULL, &processed), "n");
     REFUSES(avhdx_block_status(disk, 0, 1, 0, &extent, &n, NULL), "processed");
     REFUSES(avhdx_checkpoint(disk, NULL, NULL), "new_leaf");
+    REFUSES(avhdx_diff(disk, 0, 1, 0, 1, 0, NULL, &n, &processed), "extents");
+    REFUSES(avhdx_diff(disk, 0, 1, 0, 1, 0, &extent, NULL, &processed), "n");
+    REFUSES(avhdx_diff(disk, 0, 1, 0, 1, 0, &extent, &n, NULL), "processed");
+    REFUSES(avhdx_compare(disk, NULL, 0, NULL, NULL), "b");
+    CHECK_OK(avhdx_compare(disk, disk, 0, NULL, NULL));
+    REFUSES(avhdx_digest(disk, 0, NULL, &byte, &n, NULL), "algo");
+    REFUSES(avhdx_digest(disk, 0, "sha256", NULL, &n, NULL), "out");
+    REFUSES(avhdx_digest(disk, 0, "sha256", &byte, NULL, NULL), "len");
     /* No bytes, no buffer. */
     CHECK_OK(avhdx_pread(disk, NULL, 0, 0));
     CHECK_OK(avhdx_pwrite(disk, NULL, 0, 0, 0));
@@ -126,6 +152,7 @@ static void null_is_nothing_to_free(void)
     avhdx_opts_free(NULL);
     avhdx_error_free(NULL);
     avhdx_free(NULL);
+    avhdx_tree_free(NULL);
     CHECK_OK(avhdx_set_log(NULL, 0));
 }
 

@@ -81,6 +81,7 @@ typedef struct avhdx_progress_cb avhdx_progress_cb;
 typedef struct avhdx_log_cb avhdx_log_cb;
 typedef struct avhdx_resolve_cb avhdx_resolve_cb;
 typedef struct avhdx_issue_cb avhdx_issue_cb;
+typedef struct avhdx_tree avhdx_tree;
 struct avhdx_io_ops;
 
 /* ---- The library ---- */
@@ -99,7 +100,8 @@ const char *avhdx_version(void);
 
 /*
  * 1 if the library in use has a feature, 0 if not: "create", "checkpoint", "merge", "merge.copy", "merge.reflink",
- * "merge.consume", "reflink", "check", "io-ops", "open-fd", "resolver". A name nobody knows is 0.
+ * "merge.consume", "reflink", "check", "io-ops", "open-fd", "resolver", "diff", "compare",
+ * "digest", "tree". A name nobody knows is 0.
  * feature: not NULL. Any thread. Since 1.0.
  */
 int avhdx_has(const char *feature);
@@ -922,6 +924,200 @@ int avhdx_merge_path(const char *child, const char *dest, const avhdx_opts *opts
  * path, check: not NULL; opts, callback: may be NULL. Any thread. Since 1.0.
  */
 int avhdx_check(const char *path, const avhdx_opts *opts, struct avhdx_check *check, const avhdx_issue_cb *callback);
+
+/* ---- Differences and checksums ---- */
+
+/*
+ * What changed between two points of a chain, for incremental backup; whether two disks read the same; the checksum of
+ * what a disk reads as. They read only. They wait for operations that change the layers of the disk; reading and writing
+ * go on meanwhile, so what they say of a leaf that is written is about the moments at which they looked.
+ */
+
+/* avhdx_diff: read both points and tell only sectors whose bytes differ. */
+#define AVHDX_EXACT 16
+/* avhdx_compare: disks of different sizes differ, even if what the larger one has more is zeros. */
+#define AVHDX_STRICT 32
+
+/*
+ * Tells what differs in [offset, offset + len) between the disk as of layer newer and as of layer older (newer <
+ * older; 0 is the leaf): up to *n ranges, ascending, not overlapping, with gaps where both read the same. On success
+ * *n is their number and *processed the bytes dealt with, less than len when there are more: go on at offset +
+ * *processed.
+ *
+ * state is AVHDX_STATE_DATA, to be read with avhdx_layer_pread from newer, or AVHDX_STATE_ZERO: reads as zeros there.
+ * layer is newer and file_offset AVHDX_NO_OFFSET. The range asked for must lie in the disk as of newer; where the disk
+ * as of older is shorter it counts as zeros. The ranges are those that layers newer to older - 1 hold, found from
+ * metadata alone, so one may hold what it held before. flags: AVHDX_EXACT reads and compares, and tells sectors.
+ *
+ * Errors: RANGE, ARGUMENT, CORRUPT, IO. disk, extents, n, processed: not NULL; *n: at least 1.
+ * Waits for other operations on the disk. Since 1.0.
+ */
+int avhdx_diff(avhdx_disk *disk,
+               uint32_t newer,
+               uint32_t older,
+               uint64_t offset,
+               uint64_t len,
+               uint32_t flags,
+               avhdx_extent *extents,
+               size_t *n,
+               uint64_t *processed);
+
+/*
+ * Compares what two disks read as. 0: equal; 1: different, and *first_difference is the offset of the first byte that
+ * differs. Of different sizes, the part that only the larger disk has must read as zeros; with AVHDX_STRICT the sizes
+ * must be equal too, and the first difference is where the smaller disk ends if there is none before. What both have
+ * in the same place of the same file, and what is zero in both, is not read. a and b may be the same disk.
+ *
+ * Errors: CANCELLED, CORRUPT, IO. a, b: not NULL; first_difference, progress: may be NULL. flags: AVHDX_STRICT.
+ * Waits for other operations on both disks. Since 1.0.
+ */
+int avhdx_compare(avhdx_disk *a,
+                  avhdx_disk *b,
+                  uint32_t flags,
+                  uint64_t *first_difference,
+                  const avhdx_progress_cb *progress);
+
+/*
+ * Computes the checksum of what the disk reads as, as of a layer (0 is the disk itself): that of a raw copy of it.
+ * algo is "sha256" (32 bytes) or "sha512" (64). On entry *len is the room at out, which must be enough; on success it is
+ * the length of the checksum. What reads as zeros is not read, but takes part: a disk of many TiB takes its time.
+ *
+ * Errors: ARGUMENT, CANCELLED, CORRUPT, IO. disk, algo, out, len: not NULL; progress: may be NULL.
+ * Waits for other operations on the disk. Since 1.0.
+ */
+int avhdx_digest(avhdx_disk *disk,
+                 uint32_t layer,
+                 const char *algo,
+                 uint8_t *out,
+                 size_t *len,
+                 const avhdx_progress_cb *progress);
+
+/* ---- Trees of files ---- */
+
+/*
+ * Who is whose parent among the files of whole directories, by identity, wherever they lie. The front of each file is
+ * read and nothing else; no lock is taken and nothing written, so files in use are fine. A tree is a picture of one
+ * moment and does not change; any number of threads may look at it.
+ */
+
+/* No node: the parent of one without parent. */
+#define AVHDX_NO_NODE 4294967295
+/* Role: neither parent nor children. */
+#define AVHDX_ROLE_DISK 1
+/* Role: no parent, but children. */
+#define AVHDX_ROLE_BASE 2
+/* Role: a parent and children. */
+#define AVHDX_ROLE_CHECKPOINT 3
+/* Role: a parent and no children. */
+#define AVHDX_ROLE_LEAF 4
+/* Role: a differencing disk whose parent is missing. */
+#define AVHDX_ROLE_ORPHAN 5
+/* Role: a VHD Set (.vhds), told by its name and not looked into. */
+#define AVHDX_ROLE_SET 6
+/* Role: cannot be read as what it says it is. */
+#define AVHDX_ROLE_BROKEN 7
+/* Problem: no file has the identity recorded of the parent. */
+#define AVHDX_PROBLEM_MISSING_PARENT 1
+/* Problem: the file where the parent should be is another disk or was modified. */
+#define AVHDX_PROBLEM_PARENT_MODIFIED 2
+/* Problem: a merge into the parent was cut short; merge again to finish it. */
+#define AVHDX_PROBLEM_INTERRUPTED_MERGE 4
+/* Problem: the paths recorded do not lead to the parent. */
+#define AVHDX_PROBLEM_STALE_PATH 8
+/* Problem: another file has the same identity. */
+#define AVHDX_PROBLEM_DUPLICATE 16
+/* Problem: the file cannot be read as a VHDX. */
+#define AVHDX_PROBLEM_BROKEN 32
+/* Problem: the parents of the file lead back to it. */
+#define AVHDX_PROBLEM_LOOP 64
+
+/* Files and how they hang together. Made by avhdx_tree_scan, freed by avhdx_tree_free. */
+struct avhdx_tree;
+
+/* A file of a tree. Since 1.0. */
+struct avhdx_tree_node
+{
+    /* Set by AVHDX_TREE_NODE_INIT. */
+    uint32_t struct_size;
+    /* AVHDX_ROLE_... */
+    uint32_t role;
+    /* AVHDX_TYPE_..., 0 when it could not be read. */
+    uint32_t type;
+    /* AVHDX_INFO_DIRTY_LOG, AVHDX_INFO_HAS_PARENT. */
+    uint32_t flags;
+    /* AVHDX_PROBLEM_... of the file, any number of them. */
+    uint32_t problems;
+    /* Its parent; AVHDX_NO_NODE without one, or when that is missing. */
+    uint32_t parent;
+    /* Number of its children. */
+    uint32_t child_count;
+    /* Number of files it consists of: 1 and its parents. */
+    uint32_t depth;
+    /* Bytes of the virtual disk. */
+    uint64_t virtual_size;
+    /* Length of the file in bytes. */
+    uint64_t file_size;
+    /* Bytes it takes on its file system; as file_size where that does not tell. */
+    uint64_t actual_size;
+    /* When it was last written, in seconds since 1970; 0 where that is not known. */
+    uint64_t modified;
+    /* SCSI page 83 identity, the same through a chain. */
+    uint8_t virtual_disk_id[16];
+    /* Identity of the content: what a child records of its parent. */
+    uint8_t data_write_guid[16];
+    /* The data write GUID its parent must have; zeros without a parent. */
+    uint8_t parent_linkage[16];
+};
+#define AVHDX_TREE_NODE_INIT { sizeof(struct avhdx_tree_node), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0 }, { 0 }, { 0 } }
+
+/*
+ * Scans count directories, and the directories in them; files may be named too. Links inside them are not followed. A
+ * parent elsewhere is found when a recorded path leads to it. A file that cannot be read is a node, not an error.
+ *
+ * Keys: those of "tree", and of "open" for drive-map and parent-root. Errors: ARGUMENT; IO when one of dirs itself
+ * cannot be read. tree: not NULL, *tree is NULL after a failure; dirs: not NULL, nor any of its members; opts: may be
+ * NULL. Any thread. Since 1.0.
+ */
+int avhdx_tree_scan(avhdx_tree **tree, const char *const *dirs, size_t count, const avhdx_opts *opts);
+
+/*
+ * The number of files in the tree. Their numbers are 0 to that less 1, in the order of their paths. tree: not NULL. Any
+ * thread. Since 1.0.
+ */
+int64_t avhdx_tree_count(const avhdx_tree *tree);
+
+/* Tells what a node is. Errors: ARGUMENT when there is no such node. tree, node: not NULL. Any thread. Since 1.0. */
+int avhdx_tree_node(const avhdx_tree *tree, uint32_t index, struct avhdx_tree_node *node);
+
+/*
+ * The path of a node's file, bytes; it lives with the tree. NULL when there is no such node. tree: not NULL. Any thread.
+ * Since 1.0.
+ */
+const char *avhdx_tree_path(const avhdx_tree *tree, uint32_t index);
+
+/*
+ * Tells the children of a node, or, for AVHDX_NO_NODE, the nodes without parent. On entry *n is the room at children;
+ * on success it is their number, of which as many as there was room for are written: ask with *n 0 first, or use
+ * child_count. Errors: ARGUMENT when there is no such node. tree, n: not NULL; children: not NULL unless *n is 0.
+ * Any thread. Since 1.0.
+ */
+int avhdx_tree_children(const avhdx_tree *tree, uint32_t index, uint32_t *children, size_t *n);
+
+/*
+ * The number of the node whose file is at path, by whatever path or link that leads to it; -ENOENT when the file is none
+ * of the tree. tree, path: not NULL. Any thread. Since 1.0.
+ */
+int64_t avhdx_tree_find(const avhdx_tree *tree, const char *path);
+
+/*
+ * The whole tree as JSON: nodes with their paths, roles, sizes, identities, parents, children and problems in words;
+ * unreadable; other-files; truncated. Free it with avhdx_free. NULL after a failure. tree: not NULL. Any thread. Since
+ * 1.0.
+ */
+char *avhdx_tree_json(const avhdx_tree *tree);
+
+/* Frees a tree and the paths it gave out. tree: may be NULL. Since 1.0. */
+void avhdx_tree_free(avhdx_tree *tree);
 
 #ifdef __cplusplus
 }

@@ -14,6 +14,7 @@ use serde_json::json;
 use crate::error::{Error, ErrorKind, Result};
 use crate::guid::Guid;
 use crate::limits;
+use crate::ops::tree::TreeOptions;
 use crate::ops::CheckOptions;
 use crate::options::OpenOptions;
 use crate::options::{CacheMode, CheckpointOptions, CreateOptions, DiskType, LogPolicy, MergeMode, MergeOptions};
@@ -32,11 +33,20 @@ pub enum Kind {
     Merge,
     /// Checking a file.
     Check,
+    /// Scanning directories.
+    Tree,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: &'static [Kind] = &[Kind::Open, Kind::Create, Kind::Checkpoint, Kind::Merge, Kind::Check];
+    pub const ALL: &'static [Kind] = &[
+        Kind::Open,
+        Kind::Create,
+        Kind::Checkpoint,
+        Kind::Merge,
+        Kind::Check,
+        Kind::Tree,
+    ];
 
     /// The name under which [`schema_json`] knows it.
     pub fn name(self) -> &'static str {
@@ -46,6 +56,7 @@ impl Kind {
             Kind::Checkpoint => "checkpoint",
             Kind::Merge => "merge",
             Kind::Check => "check",
+            Kind::Tree => "tree",
         }
     }
 
@@ -62,6 +73,7 @@ impl Kind {
             Kind::Checkpoint => CHECKPOINT,
             Kind::Merge => MERGE,
             Kind::Check => CHECK,
+            Kind::Tree => TREE,
         }
     }
 }
@@ -118,6 +130,8 @@ pub struct Settings {
     pub merge: MergeOptions,
     /// [`Kind::Check`].
     pub check: CheckOptions,
+    /// [`Kind::Tree`].
+    pub tree: TreeOptions,
 }
 
 impl Settings {
@@ -485,6 +499,13 @@ static MERGE: &[Key] = keys! {
 static CHECK: &[Key] = keys! {
     "windows", ValueType::Bool, "off", "also report what Windows would not have written",
         check.windows = |v| boolean(v);
+};
+
+static TREE: &[Key] = keys! {
+    "recurse", ValueType::Bool, "on", "look into the directories of the directories too",
+        tree.recurse = |v| boolean(v);
+    "outside", ValueType::Bool, "on", "follow recorded paths to parents outside the directories",
+        tree.outside = |v| boolean(v);
 };
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 /// The sections of the header, in the order in which a reader wants them.
 const SECTIONS: &[&str] = &[
-    "library", "error", "opts", "callback", "io", "disk", "info", "data", "ops",
+    "library", "error", "opts", "callback", "io", "disk", "info", "data", "ops", "contents", "tree",
 ];
 
 /// Types that callers name without `struct`.
@@ -19,6 +19,7 @@ const NAMED: &[&str] = &[
     "avhdx_log_cb",
     "avhdx_resolve_cb",
     "avhdx_issue_cb",
+    "avhdx_tree",
 ];
 
 /// Lines C needs that Rust cannot say, by the section whose constants they join.

@@ -182,6 +182,14 @@ pub(crate) enum Command {
         #[command(flatten)]
         open: Open,
     },
+    /// List what changed between two points of a chain
+    Diff(crate::contents::Diff),
+    /// Tell whether two disks read the same
+    Compare(crate::contents::Compare),
+    /// Print the checksum of what a disk reads as
+    Digest(crate::contents::Digest),
+    /// Show the disks in directories and who is whose parent
+    Tree(crate::tree::TreeArgs),
 }
 
 #[derive(Debug, Subcommand)]

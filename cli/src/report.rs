@@ -13,7 +13,7 @@ use crate::Outcome;
 /// Extents asked for at once.
 const EXTENTS: usize = 4096;
 
-fn human(bytes: u64) -> String {
+pub(crate) fn human(bytes: u64) -> String {
     let mut value = bytes as f64;
     let mut unit = "B";
     for next in ["KiB", "MiB", "GiB", "TiB"] {
@@ -30,7 +30,7 @@ fn human(bytes: u64) -> String {
 }
 
 /// Text from a file, safe for a terminal.
-fn safe(text: &str) -> String {
+pub(crate) fn safe(text: &str) -> String {
     text.chars()
         .flat_map(|c| {
             if c.is_control() {

@@ -25,10 +25,13 @@ const VERSION: &CStr = match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_V
 const FEATURES: &[&str] = &[
     "check",
     "checkpoint",
+    "compare",
     "create",
     "create.differencing",
     "create.dynamic",
     "create.fixed",
+    "diff",
+    "digest",
     "io-ops",
     "merge",
     "merge.consume",
@@ -37,6 +40,7 @@ const FEATURES: &[&str] = &[
     "open-fd",
     "reflink",
     "resolver",
+    "tree",
 ];
 
 /// The version of the library in use, "1.0.0". Never NULL; lives as long as the library. Any thread. Since 1.0.
@@ -46,7 +50,8 @@ pub extern "C" fn avhdx_version() -> *const c_char {
 }
 
 /// 1 if the library in use has a feature, 0 if not: "create", "checkpoint", "merge", "merge.copy", "merge.reflink",
-/// "merge.consume", "reflink", "check", "io-ops", "open-fd", "resolver". A name nobody knows is 0.
+/// "merge.consume", "reflink", "check", "io-ops", "open-fd", "resolver", "diff", "compare",
+/// "digest", "tree". A name nobody knows is 0.
 /// feature: not NULL. Any thread. Since 1.0.
 ///
 /// # Safety

@@ -60,6 +60,7 @@
 #![warn(clippy::undocumented_unsafe_blocks)]
 
 mod callback;
+mod contents;
 mod data;
 mod disk;
 mod error;
@@ -69,11 +70,13 @@ mod io;
 mod library;
 mod ops;
 mod opts;
+mod tree;
 
 #[cfg(test)]
 mod layout;
 
 pub use callback::{avhdx_log_cb, avhdx_parent_query, avhdx_progress_cb, avhdx_resolve_cb};
+pub use contents::*;
 pub use data::*;
 pub use disk::{avhdx_abort, avhdx_close, avhdx_disk, avhdx_flush, avhdx_open, avhdx_open_chain, avhdx_open_fd};
 pub use error::*;
@@ -82,6 +85,7 @@ pub use io::*;
 pub use library::*;
 pub use ops::*;
 pub use opts::*;
+pub use tree::*;
 
 use std::ffi::c_char;
 
