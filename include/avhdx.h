@@ -958,7 +958,7 @@ int avhdx_diff(avhdx_disk *disk,
                uint64_t offset,
                uint64_t len,
                uint32_t flags,
-               avhdx_extent *extents,
+               struct avhdx_extent *extents,
                size_t *n,
                uint64_t *processed);
 

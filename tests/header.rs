@@ -86,7 +86,10 @@ fn tidy(generated: &str) -> String {
     for name in NAMED {
         text = text.replace(&format!("struct {name} *"), &format!("{name} *"));
     }
-    // The one structure that is used before its section.
+    // Structures that are used outside their section.
+    if !text.contains("struct avhdx_extent") {
+        text = text.replace("avhdx_extent *", "struct avhdx_extent *");
+    }
     text.replace("const avhdx_io_ops *", "const struct avhdx_io_ops *")
         .replace("/**\n", "/*\n")
 }
