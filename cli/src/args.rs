@@ -190,6 +190,10 @@ pub(crate) enum Command {
     Digest(crate::contents::Digest),
     /// Show the disks in directories and who is whose parent
     Tree(crate::tree::TreeArgs),
+    /// Hold the checkpoints in directories against thresholds
+    Monitor(crate::monitor::Monitor),
+    /// Merge away the oldest checkpoints of a disk
+    Prune(crate::prune::Prune),
 }
 
 #[derive(Debug, Subcommand)]
@@ -380,7 +384,7 @@ impl From<Mode> for MergeMode {
     }
 }
 
-fn size(text: &str) -> Result<u64, String> {
+pub(crate) fn size(text: &str) -> Result<u64, String> {
     avhdx::schema::parse_size(text).ok_or_else(|| "not a size: bytes, or a number with K, M, G or T".into())
 }
 

@@ -1,11 +1,13 @@
 //! The `avhdx` command. Exit status: 0 done, 1 failed, 2 wrong usage, 3 check found a broken rule. Compare: 1 different,
-//! 2 failed.
+//! 2 failed. Monitor: 3 a threshold is exceeded.
 
 mod args;
 mod bar;
 mod contents;
 mod control;
 mod data;
+mod monitor;
+mod prune;
 mod report;
 mod serve;
 mod tree;
@@ -119,6 +121,8 @@ fn run(command: Command) -> Outcome {
         Command::Compare(args) => contents::compare(&args),
         Command::Digest(args) => contents::digest(&args),
         Command::Tree(args) => tree::tree(&args),
+        Command::Monitor(args) => monitor::monitor(&args),
+        Command::Prune(args) => prune::prune(&args),
         command => work::run(command),
     }
 }
