@@ -8,6 +8,7 @@ static unsigned char *model;
 /* base <- a <- b: 2 MiB in base, 4 KiB of it rewritten in a, 1 MiB zeroed in b. */
 static avhdx_disk *chain(const char *dir)
 {
+    avhdx_opts *small = opts("block-size=1M");
     avhdx_disk *disk;
     char base[64], a[64], b[64];
 
@@ -20,10 +21,11 @@ static avhdx_disk *chain(const char *dir)
     memset(model, 0, DISK_SIZE);
     fill(model, 2 * MIB, 1);
     NEED(avhdx_pwrite(disk, model, 2 * MIB, 0, 0) == 0);
-    NEED(avhdx_checkpoint(disk, tmp(a), NULL) == 0);
+    NEED(avhdx_checkpoint(disk, tmp(a), small) == 0);
     model[4096] ^= 1;
     NEED(avhdx_pwrite(disk, model + 4096, 4096, 4096, 0) == 0);
-    NEED(avhdx_checkpoint(disk, tmp(b), NULL) == 0);
+    NEED(avhdx_checkpoint(disk, tmp(b), small) == 0);
+    avhdx_opts_free(small);
     memset(model + MIB, 0, MIB);
     NEED(avhdx_zero(disk, MIB, MIB, 0) == 0);
     NEED(avhdx_pwrite(disk, model + 8192, 4096, 8192, 0) == 0);
