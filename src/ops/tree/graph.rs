@@ -200,10 +200,8 @@ fn look_outside(
     }
     let absolute = fs.absolute(place).ok()?;
     let mut node = scan::node(storage, &absolute, &absolute);
-    if node.disk_type.is_none() {
-        // Not a disk: nobody's parent.
-        return None;
-    }
+    // Not a disk: nobody's parent.
+    node.disk_type?;
     node.outside = true;
     let i = tree.nodes.len();
     index.add(i, &node);

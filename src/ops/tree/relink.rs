@@ -1,7 +1,7 @@
 //! Makes edges permanent: children whose recorded paths no longer lead to their parent get paths that do
 //! (docs/durability.md "Metadata items, locator").
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::{ProblemKind, Tree, TreeNode};
 use crate::chain::{locate, open};
@@ -62,7 +62,7 @@ fn refresh(child: &TreeNode, parent: &TreeNode, options: &OpenOptions) -> Result
 }
 
 /// Replaces the path keys of the locator in `image`, which is at `child`, by paths to `parent`. The linkage stays.
-fn set_paths(image: &Image, child: &Path, parent: &PathBuf, options: &OpenOptions) -> Result<()> {
+fn set_paths(image: &Image, child: &Path, parent: &Path, options: &OpenOptions) -> Result<()> {
     let Some(mut locator) = image.items().locator else {
         return Err(Error::new(ErrorKind::Bug, "a differencing disk has no locator"));
     };
