@@ -32,3 +32,6 @@ pub const MAX_SCANNED_ENTRIES: usize = 100_000;
 
 /// Default for the memory a chain may keep in BAT, bitmap and map pages, in bytes.
 pub const DEFAULT_META_CACHE: u64 = 32 << 20;
+
+/// Most blocks of a VHD: what 2040 GiB with 512 KiB blocks need. Bounds the memory that its BAT takes to 16 MiB.
+pub const MAX_VHD_BLOCKS: u64 = 4 << 20;

@@ -243,6 +243,48 @@ impl Default for MergeOptions {
     }
 }
 
+/// A format of disk images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ImageFormat {
+    /// The bytes of the disk.
+    Raw,
+    /// VHDX.
+    Vhdx,
+    /// The format before VHDX; at most 2040 GiB.
+    Vhd,
+}
+
+/// How to convert. Zero and `None` mean the default.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct ConvertOptions {
+    /// The format; by default what the name of the new file ends in, and raw for other names.
+    pub to: Option<ImageFormat>,
+    /// Fixed or dynamic. With `parent` it is neither.
+    pub disk_type: DiskType,
+    /// Block size in bytes; default 32 MiB for dynamic VHDX, 2 MiB for others.
+    pub block_size: u32,
+    /// 512 or 4096, VHDX only; default that of the source.
+    pub logical_sector_size: u32,
+    /// The layer whose view is written, 0 = leaf.
+    pub layer: usize,
+    /// Make a differencing VHDX on this disk, holding only what differs from it.
+    pub parent: Option<PathBuf>,
+    /// Bytes read per second at most; 0 for no limit.
+    pub rate: u64,
+}
+
+/// How to migrate from VHD.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct MigrateOptions {
+    /// Keep the chain: a VHDX for each VHD, instead of one that holds everything.
+    pub chain: bool,
+    /// The rest; `layer` and `parent` are not used.
+    pub convert: ConvertOptions,
+}
+
 /// How far a long operation is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Progress {

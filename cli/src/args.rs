@@ -131,15 +131,10 @@ pub(crate) enum Command {
         #[command(flatten)]
         open: Open,
     },
-    /// Write the content of the disk to a sparse raw file
-    Convert {
-        /// The disk
-        leaf: PathBuf,
-        /// The new file; an existing one is never replaced
-        out: PathBuf,
-        #[command(flatten)]
-        open: Open,
-    },
+    /// Write the content of a disk to a new file of any format
+    Convert(crate::convert::Convert),
+    /// Write a VHD or AVHD, and its parents, as VHDX
+    Migrate(crate::convert::Migrate),
     /// Serve a disk over NBD, for QEMU, libvirt, libguestfs and others
     Serve {
         /// The disk; of a chain, the last file
@@ -372,7 +367,7 @@ impl From<Mode> for MergeMode {
     }
 }
 
-fn size(text: &str) -> Result<u64, String> {
+pub(crate) fn size(text: &str) -> Result<u64, String> {
     avhdx::schema::parse_size(text).ok_or_else(|| "not a size: bytes, or a number with K, M, G or T".into())
 }
 

@@ -3,6 +3,7 @@
 mod args;
 mod bar;
 mod control;
+mod convert;
 mod data;
 mod report;
 mod serve;
@@ -105,6 +106,8 @@ fn run(command: Command) -> Outcome {
             open,
         } => serve::serve(&leaf, socket, read_only, run, plugin, &open),
         Command::Control { socket, export, verb } => control::control(&socket, export.as_deref(), verb),
+        Command::Convert(args) => convert::convert(&args),
+        Command::Migrate(args) => convert::migrate(&args),
         command => work::run(command),
     }
 }

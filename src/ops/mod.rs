@@ -6,9 +6,12 @@ mod checkpoint;
 mod convert;
 mod create;
 mod merge;
+mod migrate;
+mod new_file;
 
 pub use check::{check, CheckOptions, CheckReport, Finding, Severity};
 pub use checkpoint::checkpoint;
-pub use convert::convert_raw;
+pub use convert::{convert, convert_to_stream, ConvertReport};
 pub use create::create;
 pub use merge::{merge, merge_path, MergeReport};
+pub use migrate::migrate;
