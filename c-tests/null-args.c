@@ -51,6 +51,10 @@ static void without_a_disk(void)
     REFUSES(avhdx_create(NULL, NULL), "path");
     REFUSES(avhdx_merge_path(NULL, NULL, NULL, NULL), "child");
     REFUSES(avhdx_check(NULL, NULL, &seen, NULL), "path");
+    REFUSES(avhdx_convert(NULL, "x", NULL, NULL), "disk");
+    REFUSES(avhdx_convert(NULL, NULL, NULL, NULL), "dst");
+    REFUSES(avhdx_migrate(NULL, "x", NULL, NULL), "src");
+    REFUSES(avhdx_migrate("x", NULL, NULL, NULL), "dst");
     REFUSES(avhdx_check("x", NULL, NULL, NULL), "check");
     avhdx_opts_free(o);
 }

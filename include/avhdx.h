@@ -99,13 +99,14 @@ const char *avhdx_version(void);
 
 /*
  * 1 if the library in use has a feature, 0 if not: "create", "checkpoint", "merge", "merge.copy", "merge.reflink",
- * "merge.consume", "reflink", "check", "io-ops", "open-fd", "resolver". A name nobody knows is 0.
+ * "merge.consume", "reflink", "check", "io-ops", "open-fd", "resolver", "convert", "migrate", "vhd" (VHD is read by
+ * avhdx_migrate and written by avhdx_convert). A name nobody knows is 0.
  * feature: not NULL. Any thread. Since 1.0.
  */
 int avhdx_has(const char *feature);
 
 /*
- * The options of "open", "create", "checkpoint", "merge" or "check" as a JSON array of
+ * The options of "open", "create", "checkpoint", "merge", "check", "convert" or "migrate" as a JSON array of
  * {"name", "type", "default", "meaning", "since"} and, for type "choice", "choices". Free it with avhdx_free.
  * NULL for another kind. kind: not NULL. Any thread. Since 1.0.
  */
@@ -922,6 +923,41 @@ int avhdx_merge_path(const char *child, const char *dest, const avhdx_opts *opts
  * path, check: not NULL; opts, callback: may be NULL. Any thread. Since 1.0.
  */
 int avhdx_check(const char *path, const avhdx_opts *opts, struct avhdx_check *check, const avhdx_issue_cb *callback);
+
+/* ---- Convert, migrate ---- */
+
+/*
+ * Both write new files, under temporary names that become the real ones when all is complete and durable: a file of
+ * the name asked for is either absent or whole. Existing files are never replaced, and sources never changed. After a
+ * failure or a cancellation nothing is left of it. What nobody stores is not read, and zeros are not stored.
+ */
+
+/*
+ * Writes what the disk reads as to a new file at dst: "to" raw, vhdx or vhd, "type" dynamic or fixed. With "layer" it
+ * is the disk as of that layer, and with "parent" a differencing disk on another one, holding only the sectors that
+ * differ. The new disk has the size, the virtual disk ID and (VHDX) the sector sizes and metadata items of this one;
+ * with "parent" the parent's ID. Writes to the disk during the call may or may not be in the result. Durable on
+ * return.
+ *
+ * Keys: those of "convert". Errors: ARGUMENT (what does not go together; a VHD holds at most 2040 GiB), IO with EEXIST,
+ * NO_SPACE, CANCELLED, PARENT_MISMATCH (sectors of another size), and those of avhdx_open for "parent".
+ * disk, dst: not NULL; opts, progress: may be NULL. Waits for other operations on the disk. Since 1.0.
+ */
+int avhdx_convert(avhdx_disk *disk, const char *dst, const avhdx_opts *opts, const avhdx_progress_cb *progress);
+
+/*
+ * Writes the VHD or AVHD at src, and its parents, as a new VHDX at dst that holds everything; or, with "chain", one
+ * VHDX for each file, dst for the leaf, and beside it one for each parent, with the parent's name and the suffix
+ * .vhdx, .avhdx where it has a parent itself. Parents are found as avhdx_open finds those of a VHDX: the files' own
+ * paths, "drive-map", "search", beneath "parent-root", and taken when their unique ID is right. The virtual disk ID
+ * is the unique ID of the base. Sectors are of 512 bytes. A VHD whose last sector is damaged is read by the copy of
+ * it. Durable on return.
+ *
+ * Keys: those of "migrate", of "convert" (not "layer" and "parent"), and of "open". Errors: NOT_VHDX (it is no VHD
+ * either), CORRUPT, CHECKSUM, TRUNCATED, UNSUPPORTED, those of avhdx_open for parents, and those of avhdx_convert.
+ * src, dst: not NULL; opts, progress: may be NULL. Any thread. Since 1.0.
+ */
+int avhdx_migrate(const char *src, const char *dst, const avhdx_opts *opts, const avhdx_progress_cb *progress);
 
 #ifdef __cplusplus
 }

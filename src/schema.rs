@@ -17,6 +17,7 @@ use crate::limits;
 use crate::ops::CheckOptions;
 use crate::options::OpenOptions;
 use crate::options::{CacheMode, CheckpointOptions, CreateOptions, DiskType, LogPolicy, MergeMode, MergeOptions};
+use crate::options::{ConvertOptions, ImageFormat, MigrateOptions};
 
 /// A group of options: what one operation takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -32,11 +33,23 @@ pub enum Kind {
     Merge,
     /// Checking a file.
     Check,
+    /// Converting to another format or type.
+    Convert,
+    /// Migrating from VHD.
+    Migrate,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: &'static [Kind] = &[Kind::Open, Kind::Create, Kind::Checkpoint, Kind::Merge, Kind::Check];
+    pub const ALL: &'static [Kind] = &[
+        Kind::Open,
+        Kind::Create,
+        Kind::Checkpoint,
+        Kind::Merge,
+        Kind::Check,
+        Kind::Convert,
+        Kind::Migrate,
+    ];
 
     /// The name under which [`schema_json`] knows it.
     pub fn name(self) -> &'static str {
@@ -46,6 +59,8 @@ impl Kind {
             Kind::Checkpoint => "checkpoint",
             Kind::Merge => "merge",
             Kind::Check => "check",
+            Kind::Convert => "convert",
+            Kind::Migrate => "migrate",
         }
     }
 
@@ -62,6 +77,8 @@ impl Kind {
             Kind::Checkpoint => CHECKPOINT,
             Kind::Merge => MERGE,
             Kind::Check => CHECK,
+            Kind::Convert => CONVERT,
+            Kind::Migrate => MIGRATE,
         }
     }
 }
@@ -118,6 +135,10 @@ pub struct Settings {
     pub merge: MergeOptions,
     /// [`Kind::Check`].
     pub check: CheckOptions,
+    /// [`Kind::Convert`].
+    pub convert: ConvertOptions,
+    /// [`Kind::Migrate`]; its `convert` is [`Settings::convert`] when made by [`Settings::from_entries`].
+    pub migrate: MigrateOptions,
 }
 
 impl Settings {
@@ -132,6 +153,7 @@ impl Settings {
             find(kinds, name)?.apply(&mut settings, value)?;
         }
         settings.create.open = settings.open.clone();
+        settings.migrate.convert = settings.convert.clone();
         Ok(settings)
     }
 }
@@ -485,6 +507,36 @@ static MERGE: &[Key] = keys! {
 static CHECK: &[Key] = keys! {
     "windows", ValueType::Bool, "off", "also report what Windows would not have written",
         check.windows = |v| boolean(v);
+};
+
+const FORMAT: &[(&str, Option<ImageFormat>)] = &[
+    ("raw", Some(ImageFormat::Raw)),
+    ("vhdx", Some(ImageFormat::Vhdx)),
+    ("vhd", Some(ImageFormat::Vhd)),
+];
+
+static CONVERT: &[Key] = keys! {
+    "to", ValueType::Choice(&["raw", "vhdx", "vhd"]), "what the new name ends in, or raw (migrate: vhdx)",
+        "the format of the new file",
+        convert.to = |v| choice(v, FORMAT);
+    "type", ValueType::Choice(&["dynamic", "fixed"]), "dynamic", "the type of the new disk",
+        convert.disk_type = |v| choice(v, &TYPE[..2]);
+    "block-size", ValueType::Size, "32M dynamic VHDX, 2M other",
+        "block size of the new disk, a power of two from 1M (VHD: 512k) to 256M",
+        convert.block_size = |v| size32(v);
+    "logical-sector-size", ValueType::Size, "the source's", "512 or 4096, for a VHDX",
+        convert.logical_sector_size = |v| size32(v);
+    "layer", ValueType::Number, "0", "write the disk as of this layer; 0 is the leaf",
+        convert.layer = |v| number(v, 255).map(|layer| layer as usize);
+    "parent", ValueType::Path, "", "make a differencing VHDX on this disk that holds only what differs from it",
+        convert.parent = |v| path(v).map(Some);
+    "rate", ValueType::Size, "0", "bytes read per second at most; 0 for no limit",
+        convert.rate = |v| size(v);
+};
+
+static MIGRATE: &[Key] = keys! {
+    "chain", ValueType::Bool, "off", "keep the chain: a VHDX for each VHD, instead of one that holds everything",
+        migrate.chain = |v| boolean(v);
 };
 
 #[cfg(test)]

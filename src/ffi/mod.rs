@@ -60,6 +60,7 @@
 #![warn(clippy::undocumented_unsafe_blocks)]
 
 mod callback;
+mod convert;
 mod data;
 mod disk;
 mod error;
@@ -74,6 +75,7 @@ mod opts;
 mod layout;
 
 pub use callback::{avhdx_log_cb, avhdx_parent_query, avhdx_progress_cb, avhdx_resolve_cb};
+pub use convert::*;
 pub use data::*;
 pub use disk::{avhdx_abort, avhdx_close, avhdx_disk, avhdx_flush, avhdx_open, avhdx_open_chain, avhdx_open_fd};
 pub use error::*;

@@ -200,7 +200,7 @@ fn layer(file: &VhdFile, target: &Vhdx, pace: &mut Pace<'_, '_>) -> Result<()> {
         let block = geometry.block_of(at);
         let end = at + geometry.block_len(block);
         let ranges = held(file, at, end)?;
-        let whole = ranges == [at..end];
+        let whole = ranges.first() == Some(&(at..end));
         let mut copied = 0;
         for range in ranges {
             // A block that is held whole is written at once: it is then fully present and needs no bitmap.

@@ -1,4 +1,5 @@
 //! A writer of VHD files for tests: any type, block size, bitmaps and parent names.
+#![allow(dead_code)] // each file uses some of it
 
 use avhdx::options::DiskType;
 use avhdx::vhd::codec::{bitmap_len, DynamicHeader, Footer, LocatorEntry, UNALLOCATED};

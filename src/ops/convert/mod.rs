@@ -17,7 +17,7 @@ use std::path::Path;
 use super::create::{check_items, child_of, DIFFERENCING_BLOCK, DYNAMIC_BLOCK};
 use super::new_file::new_file;
 use crate::chain::Chain;
-use crate::error::{Error, ErrorKind, IoContext, Result};
+use crate::error::{Error, ErrorKind, IoContext, PathContext, Result};
 use crate::format::metadata::{DiskItems, FileParameters};
 use crate::image::create::NewImage;
 use crate::options::{ConvertOptions, DiskType, ImageFormat, OpenOptions, ProgressFn};
@@ -106,13 +106,16 @@ pub(super) fn write_file(
     check(source, format, options)?;
     let fs = open.file_system.clone();
     let mut pace = Pace::new(&mut progress, options.rate, size);
-    let storage = match (format, &options.parent) {
+    // Asked for before the file has its name: after that nothing may fail.
+    let mut file_size = 0;
+    match (format, &options.parent) {
         (ImageFormat::Raw, _) => new_file(&*fs, out, |storage| {
             storage
                 .set_len(size)
                 .context(|| format!("extend the file to {size} bytes"))?;
             copy::flat(source, &mut Raw(&**storage), &mut pace)?;
-            target::finish(&**storage)
+            file_size = target::finish(&**storage)?;
+            Ok(())
         })?,
         (ImageFormat::Vhd, _) => {
             let id = source.origin()?.id;
@@ -121,7 +124,8 @@ pub(super) fn write_file(
                 let mut writer = VhdWriter::new(&**storage, size, id, fixed, options.block_size)?;
                 copy::flat(source, &mut writer, &mut pace)?;
                 writer.finish()?;
-                target::finish(&**storage)
+                file_size = target::finish(&**storage)?;
+                Ok(())
             })?
         }
         (ImageFormat::Vhdx, None) => {
@@ -129,7 +133,8 @@ pub(super) fn write_file(
             new_file(&*fs, out, |storage| {
                 let mut target = Vhdx::new(storage, out, &new)?;
                 copy::flat(source, &mut target, &mut pace)?;
-                target.finish()
+                file_size = target.finish()?;
+                Ok(())
             })?
         }
         (ImageFormat::Vhdx, Some(path)) => {
@@ -145,11 +150,11 @@ pub(super) fn write_file(
             new_file(&*fs, out, |storage| {
                 let mut target = Vhdx::new(storage, out, &new)?;
                 copy::difference(source, &parent, &mut target, &mut pace)?;
-                target.finish()
+                file_size = target.finish()?;
+                Ok(())
             })?
         }
     };
-    let file_size = storage.len().context(|| "get the file length".into())?;
     Ok(ConvertReport {
         format,
         virtual_size: size,
@@ -239,7 +244,8 @@ fn child_image(
     open: &OpenOptions,
 ) -> Result<NewImage> {
     let sector = source.origin()?.logical_sector_size;
-    let mut new = child_of(&*parent.layer(0)?, out, open)?;
+    let image = parent.layer(0)?;
+    let mut new = child_of(&image, out, open).at(image.name())?;
     let wanted = new.items.logical_sector_size;
     if sector != wanted || !(options.logical_sector_size == 0 || options.logical_sector_size == wanted) {
         let message = format!("the parent has logical sectors of {wanted} bytes, the disk of {sector}");

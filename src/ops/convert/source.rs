@@ -2,7 +2,7 @@
 
 use crate::chain::snapshot::walk;
 use crate::chain::Chain;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, PathContext, Result};
 use crate::format::metadata::{self, Item};
 use crate::guid::Guid;
 use crate::image::lookup::Source;
@@ -83,7 +83,8 @@ impl Content for Layer<'_> {
         let image = self.chain.layer(self.layer)?;
         let items = image.items();
         let extra = image
-            .virtual_disk_items()?
+            .virtual_disk_items()
+            .at(image.name())?
             .into_iter()
             .filter(|(item, _)| item.is_user || !KNOWN.contains(&item.id))
             .collect();

@@ -90,8 +90,8 @@ impl Vhdx {
         Ok(Vhdx { image })
     }
 
-    /// Empties the log and makes all of the file durable.
-    pub(crate) fn finish(&self) -> Result<()> {
+    /// Empties the log and makes all of the file durable. Returns the file's length.
+    pub(crate) fn finish(&self) -> Result<u64> {
         self.image.clean()?;
         finish(&**self.image.storage())
     }
@@ -103,10 +103,11 @@ impl Target for Vhdx {
     }
 }
 
-/// Makes a new file durable.
-pub(crate) fn finish(storage: &dyn Storage) -> Result<()> {
+/// Makes a new file durable. Returns its length.
+pub(crate) fn finish(storage: &dyn Storage) -> Result<u64> {
     // ORDER: all of it is durable before the file gets its name.
     storage
         .flush(Barrier::NewFile)
-        .context(|| "make the new file durable".into())
+        .context(|| "make the new file durable".into())?;
+    storage.len().context(|| "get the file length".into())
 }
