@@ -243,6 +243,58 @@ impl Default for MergeOptions {
     }
 }
 
+/// How to name another parent.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct ReparentOptions {
+    /// Accept a parent whose data write GUID is not the recorded one: its content is known to be right.
+    pub ignore_id_mismatch: bool,
+}
+
+/// How to go back to a checkpoint.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct RevertOptions {
+    /// Remove the files of the state left behind that no other disk depends on.
+    pub unlink: bool,
+    /// Block size of the new leaf in bytes; 0 for 2 MiB.
+    pub block_size: u32,
+}
+
+/// Where the content of a deleted layer goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DeleteInto {
+    /// Into the parent, or, where other disks depend on that, into the children.
+    #[default]
+    Auto,
+    /// Into the parent, whose own state is then gone.
+    Parent,
+    /// Into each child; the parent's state stays.
+    Children,
+}
+
+/// How to delete a layer.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct DeleteOptions {
+    /// Where its content goes.
+    pub into: DeleteInto,
+    /// How the bytes travel into the parent.
+    pub mode: MergeMode,
+    /// Bytes per second at most; 0 for no limit.
+    pub rate: u64,
+    /// Read the parent back and compare before the file is removed.
+    pub verify: bool,
+}
+
+/// How to copy what a leaf takes from its parents into it.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct RebaseOptions {
+    /// Bytes per second at most; 0 for no limit.
+    pub rate: u64,
+}
+
 /// How far a long operation is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Progress {

@@ -134,6 +134,11 @@ impl Change<'_> {
         absent
     }
 
+    /// Takes the chunk's sector bitmap block away.
+    pub(super) fn remove_bitmap_block(&mut self, chunk: ChunkIndex) {
+        self.set_bat_word(self.image.geometry().bitmap_index(chunk).0, 0);
+    }
+
     /// Changes the words of a range of bits in place: `change(word, mask)`.
     fn each_word(&mut self, bits: Bits, change: impl Fn(&std::sync::atomic::AtomicU64, u64)) -> Result<()> {
         let Bits { chunk, first, count } = bits;

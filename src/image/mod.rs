@@ -9,6 +9,7 @@
 //!   change       metadata in memory: held pages, one change at a time
 //!   commit       payload -> log entry -> in place                         (one leader, any number of followers)
 //!   headers      the two-round header update
+//!   fill         content where the parent shows through   (rebase, detach, deleting a layer)
 //!   create       a new file
 //!   restructure  what changes the shape of an existing one: locator, size, virtual disk items
 //! ```
@@ -20,6 +21,7 @@ pub(crate) mod change;
 pub(crate) mod claims;
 pub(crate) mod commit;
 pub(crate) mod create;
+pub(crate) mod fill;
 pub(crate) mod front;
 pub(crate) mod headers;
 pub(crate) mod lookup;

@@ -76,6 +76,24 @@ impl Image {
         self.commit()
     }
 
+    /// Makes the disk one without parent, durably. No block is partly present. The image must be opened anew afterwards
+    /// ([`Image::reopen`]).
+    pub(crate) fn remove_parent(&self) -> Result<()> {
+        let mut parameters = self.metadata.lock().items.parameters;
+        parameters.has_parent = false;
+        // It means nothing in a differencing disk, and would make this one a fixed disk.
+        parameters.leave_block_allocated = false;
+        let mut edit = self.edit();
+        edit.table
+            .items
+            .retain(|item| item.id != metadata::PARENT_LOCATOR || item.is_user);
+        let item = edit.table.find(metadata::FILE_PARAMETERS).copied();
+        let item = item.ok_or_else(|| Error::new(ErrorKind::Bug, "an open disk has no parameters"))?;
+        edit.put(item, parameters.encode().to_vec())?;
+        self.stage_edit(edit, Vec::new(), WriteMode::File).at(self.name())?;
+        self.commit()
+    }
+
     /// The items that belong to the virtual disk and not to the file, with their content.
     pub(crate) fn virtual_disk_items(&self) -> Result<Vec<(Item, Vec<u8>)>> {
         let items: Vec<Item> = self.metadata.lock().table.items.clone();
