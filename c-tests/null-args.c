@@ -85,6 +85,13 @@ static void no_disk_at_all(void)
     REFUSES(avhdx_block_status(NULL, 0, 1, 0, &extent, &n, &processed), "disk");
     REFUSES(avhdx_checkpoint(NULL, "x", NULL), "disk");
     REFUSES(avhdx_merge(NULL, 0, 1, NULL, NULL), "disk");
+    REFUSES(avhdx_revert(NULL, 1, "x", NULL), "disk");
+    REFUSES(avhdx_delete_layer(NULL, 1, NULL, NULL), "disk");
+    REFUSES(avhdx_delete_branch(NULL, "x"), "disk");
+    REFUSES(avhdx_rebase(NULL, "x", NULL, NULL), "disk");
+    REFUSES(avhdx_detach(NULL, NULL, NULL), "disk");
+    REFUSES(avhdx_reparent(NULL, "x", NULL), "child");
+    REFUSES(avhdx_reparent("x", NULL, NULL), "parent");
 }
 
 static void with_a_disk(void)
@@ -111,6 +118,9 @@ static void with_a_disk(void)
     REFUSES(avhdx_block_status(disk, 0, 1, 0, &extent, NULL, &processed), "n");
     REFUSES(avhdx_block_status(disk, 0, 1, 0, &extent, &n, NULL), "processed");
     REFUSES(avhdx_checkpoint(disk, NULL, NULL), "new_leaf");
+    REFUSES(avhdx_revert(disk, 1, NULL, NULL), "new_leaf");
+    REFUSES(avhdx_delete_branch(disk, NULL), "root");
+    REFUSES(avhdx_rebase(disk, NULL, NULL, NULL), "new_parent");
     /* No bytes, no buffer. */
     CHECK_OK(avhdx_pread(disk, NULL, 0, 0));
     CHECK_OK(avhdx_pwrite(disk, NULL, 0, 0, 0));

@@ -17,6 +17,7 @@ use crate::limits;
 use crate::ops::CheckOptions;
 use crate::options::OpenOptions;
 use crate::options::{CacheMode, CheckpointOptions, CreateOptions, DiskType, LogPolicy, MergeMode, MergeOptions};
+use crate::options::{DeleteInto, DeleteOptions, RebaseOptions, ReparentOptions, RevertOptions};
 
 /// A group of options: what one operation takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -32,11 +33,32 @@ pub enum Kind {
     Merge,
     /// Checking a file.
     Check,
+    /// Going back to a checkpoint.
+    Revert,
+    /// Deleting a layer.
+    Delete,
+    /// Naming another parent.
+    Reparent,
+    /// Changing the parent, content kept.
+    Rebase,
+    /// Doing without parents.
+    Detach,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: &'static [Kind] = &[Kind::Open, Kind::Create, Kind::Checkpoint, Kind::Merge, Kind::Check];
+    pub const ALL: &'static [Kind] = &[
+        Kind::Open,
+        Kind::Create,
+        Kind::Checkpoint,
+        Kind::Merge,
+        Kind::Check,
+        Kind::Revert,
+        Kind::Delete,
+        Kind::Reparent,
+        Kind::Rebase,
+        Kind::Detach,
+    ];
 
     /// The name under which [`schema_json`] knows it.
     pub fn name(self) -> &'static str {
@@ -46,6 +68,11 @@ impl Kind {
             Kind::Checkpoint => "checkpoint",
             Kind::Merge => "merge",
             Kind::Check => "check",
+            Kind::Revert => "revert",
+            Kind::Delete => "delete",
+            Kind::Reparent => "reparent",
+            Kind::Rebase => "rebase",
+            Kind::Detach => "detach",
         }
     }
 
@@ -62,6 +89,10 @@ impl Kind {
             Kind::Checkpoint => CHECKPOINT,
             Kind::Merge => MERGE,
             Kind::Check => CHECK,
+            Kind::Revert => REVERT,
+            Kind::Delete => DELETE,
+            Kind::Reparent => REPARENT,
+            Kind::Rebase | Kind::Detach => REBASE,
         }
     }
 }
@@ -118,6 +149,14 @@ pub struct Settings {
     pub merge: MergeOptions,
     /// [`Kind::Check`].
     pub check: CheckOptions,
+    /// [`Kind::Revert`].
+    pub revert: RevertOptions,
+    /// [`Kind::Delete`].
+    pub delete: DeleteOptions,
+    /// [`Kind::Reparent`].
+    pub reparent: ReparentOptions,
+    /// [`Kind::Rebase`] and [`Kind::Detach`].
+    pub rebase: RebaseOptions,
 }
 
 impl Settings {
@@ -411,6 +450,12 @@ const MODE: &[(&str, MergeMode)] = &[
     ("consume", MergeMode::Consume),
 ];
 
+const INTO: &[(&str, DeleteInto)] = &[
+    ("auto", DeleteInto::Auto),
+    ("parent", DeleteInto::Parent),
+    ("children", DeleteInto::Children),
+];
+
 static OPEN: &[Key] = keys! {
     "read-only", ValueType::Bool, "off", "open for reading; no byte of any file is written",
         open.read_only = |v| boolean(v);
@@ -485,6 +530,38 @@ static MERGE: &[Key] = keys! {
 static CHECK: &[Key] = keys! {
     "windows", ValueType::Bool, "off", "also report what Windows would not have written",
         check.windows = |v| boolean(v);
+};
+
+static REVERT: &[Key] = keys! {
+    "unlink", ValueType::Bool, "off", "remove the files of the state left behind that no other disk depends on",
+        revert.unlink = |v| boolean(v);
+    "block-size", ValueType::Size, "2M", "payload block size of the new leaf, a power of two from 1M to 256M",
+        revert.block_size = |v| size32(v);
+};
+
+static DELETE: &[Key] = keys! {
+    "into", ValueType::Choice(&["auto", "parent", "children"]), "auto",
+        "where the content goes: into the parent, whose own state is then gone, or into each child; auto: into the parent \
+         unless other disks depend on it",
+        delete.into = |v| choice(v, INTO);
+    "mode", ValueType::Choice(&["auto", "copy", "reflink", "consume"]), "auto",
+        "how bytes travel into the parent: copy keeps the file whole, reflink shares extents, consume frees it as it goes",
+        delete.mode = |v| choice(v, MODE);
+    "rate", ValueType::Size, "0", "bytes per second at most; 0 for no limit",
+        delete.rate = |v| size(v);
+    "verify", ValueType::Bool, "off", "read the parent back and compare before the file is removed",
+        delete.verify = |v| boolean(v);
+};
+
+static REPARENT: &[Key] = keys! {
+    "ignore-id-mismatch", ValueType::Bool, "off",
+        "accept a parent with another data write GUID: its content is known to be right",
+        reparent.ignore_id_mismatch = |v| boolean(v);
+};
+
+static REBASE: &[Key] = keys! {
+    "rate", ValueType::Size, "0", "bytes per second at most; 0 for no limit",
+        rebase.rate = |v| size(v);
 };
 
 #[cfg(test)]

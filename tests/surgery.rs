@@ -186,8 +186,10 @@ impl World {
             }
             Op::Zero { at, len } => {
                 let (at, len) = self.clip(at, len);
-                let mut flags = ZeroFlags::default();
-                flags.may_unmap = true;
+                let flags = ZeroFlags {
+                    may_unmap: true,
+                    ..ZeroFlags::default()
+                };
                 self.chain().zero(at as u64, len as u64, flags).unwrap();
                 self.content()[at..at + len].fill(0);
             }
@@ -269,7 +271,7 @@ impl World {
                 }
                 let report = done.unwrap();
                 assert_eq!(report.into_children, into == DeleteInto::Children || branches > 1);
-                assert_eq!(report.removed, [file.clone()]);
+                assert_eq!(report.removed, std::slice::from_ref(&file));
                 assert_eq!(report.relinked.len(), self.children(&file).len());
                 let node = self.tree.remove(&file).unwrap();
                 for child in self.tree.values_mut().filter(|n| n.parent.as_ref() == Some(&file)) {

@@ -140,6 +140,8 @@ pub(crate) enum Command {
         #[command(flatten)]
         open: Open,
     },
+    #[command(flatten)]
+    Surgery(crate::surgery::Surgery),
     /// Serve a disk over NBD, for QEMU, libvirt, libguestfs and others
     Serve {
         /// The disk; of a chain, the last file
@@ -372,7 +374,7 @@ impl From<Mode> for MergeMode {
     }
 }
 
-fn size(text: &str) -> Result<u64, String> {
+pub(crate) fn size(text: &str) -> Result<u64, String> {
     avhdx::schema::parse_size(text).ok_or_else(|| "not a size: bytes, or a number with K, M, G or T".into())
 }
 

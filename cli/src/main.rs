@@ -6,6 +6,7 @@ mod control;
 mod data;
 mod report;
 mod serve;
+mod surgery;
 mod work;
 
 use std::process::ExitCode;
@@ -105,6 +106,7 @@ fn run(command: Command) -> Outcome {
             open,
         } => serve::serve(&leaf, socket, read_only, run, plugin, &open),
         Command::Control { socket, export, verb } => control::control(&socket, export.as_deref(), verb),
+        Command::Surgery(verb) => surgery::run(verb),
         command => work::run(command),
     }
 }

@@ -140,7 +140,8 @@ impl<'a> Fold<'a> {
             into_children: true,
             ..DeleteReport::default()
         };
-        let children: Vec<&Arc<Image>> = std::iter::once(&layers[layer - 1]).chain(&self.others).collect();
+        // ORDER: the child in the chain comes last: until then the layer is in the chain, and another run finishes.
+        let children: Vec<&Arc<Image>> = self.others.iter().chain([&layers[layer - 1]]).collect();
         let images: Vec<&Image> = children.iter().map(|child| &***child).collect();
         let (old, new) = (&layers[layer..], &layers[layer + 1..]);
         let mut filler = Filler::new(chain.options(), old, new, false, options.rate, "deletion", progress);

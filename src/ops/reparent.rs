@@ -7,6 +7,7 @@ use crate::error::{Error, ErrorKind, PathContext, Result};
 use crate::guid::Guid;
 use crate::image::Shared;
 use crate::options::{OpenOptions, ReparentOptions};
+use crate::trace;
 
 /// What a re-parent did.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -65,6 +66,9 @@ pub fn reparent(child: &Path, parent: &Path, open: &OpenOptions, options: &Repar
             ));
         }
         linkages = (identity, None);
+    }
+    for warning in &warnings {
+        trace::warn(|| format!("{:?}: {warning}", child.name()));
     }
     layers::relink(open, &child, parent.name(), linkages).at(child.name())?;
     child.clean()?;
