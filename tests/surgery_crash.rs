@@ -255,7 +255,7 @@ fn scenarios() -> Vec<Scenario> {
             )
         },
         Scenario {
-            thoroughly: 10,
+            thoroughly: 14,
             prepared: |fs| {
                 tree(fs);
                 fs.remove(&path("c.avhdx")).unwrap();
