@@ -243,6 +243,37 @@ impl Default for MergeOptions {
     }
 }
 
+/// What compacting looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CompactMode {
+    /// Every block is read, those that read as zeros give up their space, the others move to the front.
+    #[default]
+    Full,
+    /// No block is read: space that trimmed blocks gave up is reclaimed.
+    Quick,
+    /// Every block is read and those that read as zeros give up their space, which stays in the file, as holes where
+    /// the file system has them, for blocks yet to come. Nothing moves.
+    Prezeroed,
+}
+
+/// How to compact.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct CompactOptions {
+    /// What is looked at.
+    pub mode: CompactMode,
+    /// Bytes per second at most; 0 for no limit.
+    pub rate: u64,
+}
+
+/// How to resize.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct ResizeOptions {
+    /// Cut off what is there.
+    pub allow_loss: bool,
+}
+
 /// How far a long operation is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Progress {

@@ -156,7 +156,11 @@ fn recipes(socket: &Path, control: &OsStr, read_only: bool) -> String {
     let uri = format!("nbd+unix:///?socket={path}");
     // In an option of QEMU a comma is doubled.
     let server = socket.to_string_lossy().replace(',', ",,");
-    let mode = if read_only { "read-only=on,reconnect-delay=30" } else { "discard=unmap,reconnect-delay=30" };
+    let mode = if read_only {
+        "read-only=on,reconnect-delay=30"
+    } else {
+        "discard=unmap,reconnect-delay=30"
+    };
     let blockdev = format!("driver=nbd,node-name=avhdx0,server.type=unix,server.path={server},{mode}");
     let guestfish = if read_only { "--ro " } else { "" };
     let xml_mode = if read_only { "<readonly/>" } else { "" };

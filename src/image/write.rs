@@ -355,7 +355,13 @@ impl Image {
     }
 
     /// Takes a block's place from it. The block is claimed exclusively.
-    fn retire(&self, writer: &Writer, block: BlockIndex, before: PayloadEntry, state: PayloadState) -> Result<()> {
+    pub(super) fn retire(
+        &self,
+        writer: &Writer,
+        block: BlockIndex,
+        before: PayloadEntry,
+        state: PayloadState,
+    ) -> Result<()> {
         self.ensure_space(writer)?;
         let held = Held::default().block(self, block)?;
         let _room = self.reserve(writer, held.len())?;

@@ -15,21 +15,21 @@ use crate::storage::Access;
 
 /// A differencing disk outside the chain.
 #[derive(Debug, Clone)]
-pub(super) struct Relative {
-    pub(super) path: PathBuf,
+pub(in crate::ops) struct Relative {
+    pub(in crate::ops) path: PathBuf,
     linkage: Guid,
     linkage2: Option<Guid>,
 }
 
 /// The differencing disks near the files of the merge that are not in the chain.
 #[derive(Debug, Default)]
-pub(super) struct Family {
+pub(in crate::ops) struct Family {
     relatives: Vec<Relative>,
 }
 
 impl Family {
     /// Looks into the directories of `layers` and those the caller searches.
-    pub(super) fn find(chain: &Chain, layers: &[Arc<Image>]) -> Family {
+    pub(in crate::ops) fn find(chain: &Chain, layers: &[Arc<Image>]) -> Family {
         let fs = &*chain.options().file_system;
         let mut directories: Vec<PathBuf> = Vec::new();
         let named = layers.iter().map(|image| directory(image.name()));
@@ -68,18 +68,38 @@ impl Family {
     }
 
     /// Children of the disk with this identity.
-    pub(super) fn children_of(&self, parent: Guid) -> impl Iterator<Item = &Relative> {
+    pub(in crate::ops) fn children_of(&self, parent: Guid) -> impl Iterator<Item = &Relative> {
         self.relatives.iter().filter(move |r| r.linkage == parent)
     }
 
+    /// Refuses an operation that gives the disk another identity while others depend on it.
+    pub(in crate::ops) fn refuse_children_of(&self, image: &Image, operation: &str) -> Result<()> {
+        let identity = image.data_write_guid();
+        let children: Vec<String> = self
+            .relatives
+            .iter()
+            .filter(|r| r.linkage == identity || r.linkage2 == Some(identity))
+            .map(|r| format!("{:?}", r.path))
+            .collect();
+        if children.is_empty() {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::HasChildren,
+            format!("other disks depend on the one to {operation}: {}", children.join(", ")),
+        )
+        .with_path(image.name())
+        .with_hint("open the last file of the chain instead; or merge or delete those first"))
+    }
+
     /// Children of `target` that an earlier run of this merge took over from `merged`: they say so in linkage2.
-    pub(super) fn taken_over(&self, target: Guid, merged: Guid) -> impl Iterator<Item = &Relative> {
+    pub(in crate::ops) fn taken_over(&self, target: Guid, merged: Guid) -> impl Iterator<Item = &Relative> {
         self.children_of(target).filter(move |r| r.linkage2 == Some(merged))
     }
 
     /// Refuses when the merge would make files outside the chain unusable: other children of the target, and of the
     /// layers between it and the top.
-    pub(super) fn check(&self, target: &Image, inner: &[Arc<Image>], merged: Guid) -> Result<()> {
+    pub(in crate::ops) fn check(&self, target: &Image, inner: &[Arc<Image>], merged: Guid) -> Result<()> {
         let of_target = self
             .children_of(target.data_write_guid())
             .filter(|r| r.linkage2 != Some(merged));
@@ -98,7 +118,7 @@ impl Family {
 }
 
 impl Relative {
-    pub(super) fn path(&self) -> &Path {
+    pub(in crate::ops) fn path(&self) -> &Path {
         &self.path
     }
 }

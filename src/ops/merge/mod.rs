@@ -16,7 +16,7 @@
 //! merge again finishes it.
 
 mod copy;
-mod family;
+pub(in crate::ops) mod family;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
