@@ -1,6 +1,8 @@
 /* Every pointer that must not be NULL is refused by name, nothing crashes, and what may be NULL may be. */
 #include "check.h"
 
+static const unsigned char id[16] = { 1 };
+
 #define REFUSES(call, name)                                                \
     do {                                                                   \
         CHECK_FAILS(call, EINVAL, AVHDX_ERR_ARGUMENT);                     \
@@ -85,6 +87,15 @@ static void no_disk_at_all(void)
     REFUSES(avhdx_block_status(NULL, 0, 1, 0, &extent, &n, &processed), "disk");
     REFUSES(avhdx_checkpoint(NULL, "x", NULL), "disk");
     REFUSES(avhdx_merge(NULL, 0, 1, NULL, NULL), "disk");
+    REFUSES(avhdx_compact(NULL, NULL, NULL), "disk");
+    REFUSES(avhdx_resize(NULL, 512, NULL), "disk");
+    REFUSES(avhdx_min_size(NULL, &processed), "disk");
+    REFUSES(avhdx_set_physical_sector_size(NULL, 512), "disk");
+    REFUSES(avhdx_reset_disk_id(NULL, NULL), "disk");
+    REFUSES_PTR(avhdx_meta_list(NULL), "disk");
+    REFUSES(avhdx_meta_get(NULL, id, &byte, 1), "disk");
+    REFUSES(avhdx_meta_set(NULL, id, &byte, 1, 0), "disk");
+    REFUSES(avhdx_meta_delete(NULL, id), "disk");
 }
 
 static void with_a_disk(void)
@@ -98,6 +109,12 @@ static void with_a_disk(void)
     NEED(create(tmp("d.vhdx"), "size=16M,block-size=1M") == 0);
     NEED((disk = open_with(tmp("d.vhdx"), "")) != NULL);
     REFUSES(avhdx_get_limits(disk, NULL), "limits");
+    REFUSES(avhdx_min_size(disk, NULL), "size");
+    REFUSES(avhdx_meta_get(disk, NULL, NULL, 0), "id");
+    REFUSES(avhdx_meta_get(disk, id, NULL, 1), "buf");
+    REFUSES(avhdx_meta_set(disk, NULL, NULL, 0, 0), "id");
+    REFUSES(avhdx_meta_set(disk, id, NULL, 1, 0), "buf");
+    REFUSES(avhdx_meta_delete(disk, NULL), "id");
     REFUSES(avhdx_get_info(disk, NULL), "info");
     REFUSES(avhdx_layer_info(disk, 0, NULL), "info");
     REFUSES(avhdx_pread(disk, NULL, 1, 0), "buf");

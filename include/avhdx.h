@@ -99,13 +99,13 @@ const char *avhdx_version(void);
 
 /*
  * 1 if the library in use has a feature, 0 if not: "create", "checkpoint", "merge", "merge.copy", "merge.reflink",
- * "merge.consume", "reflink", "check", "io-ops", "open-fd", "resolver". A name nobody knows is 0.
+ * "merge.consume", "reflink", "check", "compact", "resize", "metadata", "io-ops", "open-fd", "resolver". A name nobody knows is 0.
  * feature: not NULL. Any thread. Since 1.0.
  */
 int avhdx_has(const char *feature);
 
 /*
- * The options of "open", "create", "checkpoint", "merge" or "check" as a JSON array of
+ * The options of "open", "create", "checkpoint", "merge", "compact", "resize" or "check" as a JSON array of
  * {"name", "type", "default", "meaning", "since"} and, for type "choice", "choices". Free it with avhdx_free.
  * NULL for another kind. kind: not NULL. Any thread. Since 1.0.
  */
@@ -922,6 +922,83 @@ int avhdx_merge_path(const char *child, const char *dest, const avhdx_opts *opts
  * path, check: not NULL; opts, callback: may be NULL. Any thread. Since 1.0.
  */
 int avhdx_check(const char *path, const avhdx_opts *opts, struct avhdx_check *check, const avhdx_issue_cb *callback);
+
+/* ---- Compact, resize, metadata items ---- */
+
+/*
+ * Changes of the leaf's file. Each is durable when it returns, and whole or not there at all after a power cut. Reading
+ * goes on meanwhile; operations on one disk wait for each other.
+ */
+
+/* avhdx_meta_set: the item belongs to the virtual disk, so checkpoints inherit it; without it, to the one file. */
+#define AVHDX_META_DISK 1
+
+/*
+ * Makes the leaf's file as short as it can be; the disk reads the same, before, during and after, and may be read and
+ * written meanwhile. Blocks that read as zeros, and space of trimmed blocks, are given up; blocks move from the end of
+ * the file into the holes; the file is cut. Files that depend on it stay valid. It takes no more space than the log.
+ *
+ * Keys: those of "compact". Errors: READ_ONLY, UNSUPPORTED (a fixed disk), CANCELLED, IO, POISONED; after any of them
+ * the disk reads the same, and running it again goes on. disk: not NULL; opts, progress: may be NULL. Since 1.0.
+ */
+int avhdx_compact(avhdx_disk *disk, const avhdx_opts *opts, const avhdx_progress_cb *progress);
+
+/*
+ * Changes the size of the disk to size bytes, a multiple of the logical sector size, at most 64 TiB. What it gains
+ * reads as zeros. It is not cut below avhdx_min_size unless unsafe=on. The copy of a GPT at the old end is gone after
+ * shrinking; the guest writes it anew, as after Resize-VHD. Writes wait meanwhile.
+ *
+ * Keys: those of "resize". Errors: ARGUMENT, READ_ONLY, SHRINK_UNSAFE, HAS_CHILDREN (other files depend on the leaf),
+ * NO_SPACE, IO, POISONED. disk: not NULL; opts: may be NULL. Since 1.0.
+ */
+int avhdx_resize(avhdx_disk *disk, uint64_t size, const avhdx_opts *opts);
+
+/*
+ * Finds the smallest size in bytes that avhdx_resize accepts: the end of the last partition (MBR, GPT) and, of a GPT,
+ * room for its copy; of a disk without partitions, the end of the last byte that is not zero. Writes wait meanwhile.
+ * Errors: SHRINK_UNSAFE (a partition table that cannot be understood), IO. disk, size: not NULL. Since 1.0.
+ */
+int avhdx_min_size(avhdx_disk *disk, uint64_t *size);
+
+/*
+ * Sets the physical sector size that the disk reports: 512 or 4096. Errors: ARGUMENT, READ_ONLY, HAS_CHILDREN, IO,
+ * POISONED. disk: not NULL. Writes wait meanwhile. Since 1.0.
+ */
+int avhdx_set_physical_sector_size(avhdx_disk *disk, uint32_t size);
+
+/*
+ * Gives the disk another identity as a guest sees it (SCSI page 83): the 16 bytes at id, as avhdx_info has them, or
+ * random ones. Errors: ARGUMENT (all zero), READ_ONLY, HAS_CHILDREN, IO, POISONED. disk: not NULL; id: NULL for a
+ * random one. Writes wait meanwhile. Since 1.0.
+ */
+int avhdx_reset_disk_id(avhdx_disk *disk, const uint8_t *id);
+
+/*
+ * Lists the users' metadata items of the leaf as a JSON array of {"id": GUID, "length": bytes, "of-disk": bool}. Free
+ * it with avhdx_free. NULL on failure. disk: not NULL. Since 1.0.
+ */
+char *avhdx_meta_list(avhdx_disk *disk);
+
+/*
+ * Copies up to len bytes of the metadata item with the 16 bytes of id, in the order of the file, to buf, and returns
+ * the item's length, which may be more. Errors: ARGUMENT (no such item), IO. disk, id: not NULL; buf: not NULL unless
+ * len is 0. Since 1.0.
+ */
+int64_t avhdx_meta_get(avhdx_disk *disk, const uint8_t *id, void *buf, size_t len);
+
+/*
+ * Adds a metadata item to the leaf, or replaces the one with this id. At most 1024 items, of at most 1 MiB each and 40
+ * MiB together. flags: AVHDX_META_DISK. Errors: ARGUMENT, READ_ONLY, HAS_CHILDREN (an item of the disk, and other
+ * files depend on the leaf), NO_SPACE, IO, POISONED. disk, id: not NULL; buf: not NULL unless len is 0. Writes wait
+ * meanwhile. Since 1.0.
+ */
+int avhdx_meta_set(avhdx_disk *disk, const uint8_t *id, const void *buf, size_t len, uint32_t flags);
+
+/*
+ * Removes a metadata item of the leaf. Errors: ARGUMENT (no such item), READ_ONLY, HAS_CHILDREN, IO, POISONED. disk,
+ * id: not NULL. Writes wait meanwhile. Since 1.0.
+ */
+int avhdx_meta_delete(avhdx_disk *disk, const uint8_t *id);
 
 #ifdef __cplusplus
 }

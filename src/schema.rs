@@ -17,6 +17,7 @@ use crate::limits;
 use crate::ops::CheckOptions;
 use crate::options::OpenOptions;
 use crate::options::{CacheMode, CheckpointOptions, CreateOptions, DiskType, LogPolicy, MergeMode, MergeOptions};
+use crate::options::{CompactMode, CompactOptions, ResizeOptions};
 
 /// A group of options: what one operation takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -32,11 +33,23 @@ pub enum Kind {
     Merge,
     /// Checking a file.
     Check,
+    /// Compacting.
+    Compact,
+    /// Changing the size.
+    Resize,
 }
 
 impl Kind {
     /// Every kind.
-    pub const ALL: &'static [Kind] = &[Kind::Open, Kind::Create, Kind::Checkpoint, Kind::Merge, Kind::Check];
+    pub const ALL: &'static [Kind] = &[
+        Kind::Open,
+        Kind::Create,
+        Kind::Checkpoint,
+        Kind::Merge,
+        Kind::Check,
+        Kind::Compact,
+        Kind::Resize,
+    ];
 
     /// The name under which [`schema_json`] knows it.
     pub fn name(self) -> &'static str {
@@ -46,6 +59,8 @@ impl Kind {
             Kind::Checkpoint => "checkpoint",
             Kind::Merge => "merge",
             Kind::Check => "check",
+            Kind::Compact => "compact",
+            Kind::Resize => "resize",
         }
     }
 
@@ -62,6 +77,8 @@ impl Kind {
             Kind::Checkpoint => CHECKPOINT,
             Kind::Merge => MERGE,
             Kind::Check => CHECK,
+            Kind::Compact => COMPACT,
+            Kind::Resize => RESIZE,
         }
     }
 }
@@ -118,6 +135,10 @@ pub struct Settings {
     pub merge: MergeOptions,
     /// [`Kind::Check`].
     pub check: CheckOptions,
+    /// [`Kind::Compact`].
+    pub compact: CompactOptions,
+    /// [`Kind::Resize`].
+    pub resize: ResizeOptions,
 }
 
 impl Settings {
@@ -411,6 +432,12 @@ const MODE: &[(&str, MergeMode)] = &[
     ("consume", MergeMode::Consume),
 ];
 
+const COMPACT_MODE: &[(&str, CompactMode)] = &[
+    ("full", CompactMode::Full),
+    ("quick", CompactMode::Quick),
+    ("prezeroed", CompactMode::Prezeroed),
+];
+
 static OPEN: &[Key] = keys! {
     "read-only", ValueType::Bool, "off", "open for reading; no byte of any file is written",
         open.read_only = |v| boolean(v);
@@ -485,6 +512,19 @@ static MERGE: &[Key] = keys! {
 static CHECK: &[Key] = keys! {
     "windows", ValueType::Bool, "off", "also report what Windows would not have written",
         check.windows = |v| boolean(v);
+};
+
+static COMPACT: &[Key] = keys! {
+    "mode", ValueType::Choice(&["full", "quick", "prezeroed"]), "full",
+        "full reads every block and moves them together, quick reads none, prezeroed moves none",
+        compact.mode = |v| choice(v, COMPACT_MODE);
+    "rate", ValueType::Size, "0", "bytes per second at most; 0 for no limit",
+        compact.rate = |v| size(v);
+};
+
+static RESIZE: &[Key] = keys! {
+    "unsafe", ValueType::Bool, "off", "cut off what is behind the new end, partitions too",
+        resize.allow_loss = |v| boolean(v);
 };
 
 #[cfg(test)]

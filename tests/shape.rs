@@ -268,3 +268,200 @@ proptest! {
         }
     }
 }
+
+// ---- in use, failing, and as others see it ----
+
+fn filled(open: &avhdx::options::OpenOptions, child: bool) -> (String, Vec<u8>) {
+    create(open, "base.vhdx", DiskType::Dynamic, 24 * MIB, 1, None);
+    let chain = Chain::open(&path("base.vhdx"), open).unwrap();
+    let mut content: Vec<u8> = (0..24 * MIB).map(|i| (i / 512 % 251) as u8 + 1).collect();
+    chain.write(&content, 0, false).unwrap();
+    let mut leaf = "base.vhdx".to_string();
+    if child {
+        let mut checkpoint = CheckpointOptions::default();
+        checkpoint.block_size = MIB as u32;
+        ops::checkpoint(&chain, &path("a.avhdx"), &checkpoint).unwrap();
+        for block in 0..24u64 {
+            let at = block * MIB;
+            let len = if block % 3 == 0 { 8192 } else { MIB };
+            content[at as usize..(at + len) as usize].fill(block as u8 + 100);
+            chain.write(&vec![block as u8 + 100; len as usize], at, false).unwrap();
+        }
+        leaf = "a.avhdx".into();
+    }
+    for block in (0..24u64).filter(|b| b % 2 == 0 && *b < 16) {
+        let range = (block * MIB) as usize..((block + 1) * MIB) as usize;
+        content[range].fill(0);
+        match block % 4 {
+            0 => chain.write(&vec![0; MIB as usize], block * MIB, false).unwrap(),
+            _ => chain.discard(block * MIB, MIB, false).unwrap(),
+        }
+    }
+    chain.read(&mut content, 0).unwrap();
+    chain.close().unwrap();
+    (leaf, content)
+}
+
+/// Readers see, in each sector, something that was there; writers lose nothing; and the blocks do move meanwhile.
+#[test]
+fn compacting_goes_on_among_readers_and_writers() {
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+    for child in [false, true] {
+        let fs = MemoryFileSystem::new();
+        let open = options(&fs);
+        let (leaf, content) = filled(&open, child);
+        let chain = Chain::open(&path(&leaf), &open).unwrap();
+        let done = AtomicBool::new(false);
+        let reads = AtomicU64::new(0);
+        // Two writers with a half of the disk each, and sectors that carry the number of their write.
+        let results: Vec<Vec<u8>> = std::thread::scope(|scope| {
+            let writers: Vec<_> = (0..2u64)
+                .map(|half| {
+                    let (chain, done, content) = (&chain, &done, &content);
+                    scope.spawn(move || {
+                        let start = half * 12 * MIB;
+                        let mut model = content[start as usize..(start + 12 * MIB) as usize].to_vec();
+                        let mut state = 88172645463325252 + half;
+                        let mut random = |n: u64| {
+                            state ^= state << 13;
+                            state ^= state >> 7;
+                            state ^= state << 17;
+                            state % n
+                        };
+                        while !done.load(Relaxed) {
+                            let at = random(12 * MIB / 512) * 512;
+                            let len = (512 * (1 + random(64))).min(12 * MIB - at) as usize;
+                            let range = at as usize..at as usize + len;
+                            let byte = random(256) as u8;
+                            match random(8) {
+                                0 => {
+                                    let block = at / MIB * MIB;
+                                    let range = block as usize..(block + MIB) as usize;
+                                    model[range].fill(0);
+                                    let flags = ZeroFlags {
+                                        may_unmap: true,
+                                        ..ZeroFlags::default()
+                                    };
+                                    chain.zero(start + block, MIB, flags).unwrap();
+                                }
+                                1 => chain.flush().unwrap(),
+                                _ => {
+                                    model[range].fill(byte);
+                                    chain.write(&vec![byte; len], start + at, false).unwrap();
+                                }
+                            }
+                            let mut found = vec![0; 512];
+                            let at = random(12 * MIB / 512) * 512;
+                            chain.read(&mut found, start + at).unwrap();
+                            assert!(
+                                found == model[at as usize..at as usize + 512],
+                                "at {at:#x} of half {half}"
+                            );
+                        }
+                        model
+                    })
+                })
+                .collect();
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    let mut buf = vec![0; 128 << 10];
+                    let mut at = 0;
+                    while !done.load(Relaxed) {
+                        chain.read(&mut buf, at).unwrap();
+                        at = (at + (384 << 10)) % (24 * MIB - (128 << 10));
+                        reads.fetch_add(1, Relaxed);
+                    }
+                });
+            }
+            let mut moved = 0;
+            for round in 0..12 {
+                let mut compact = CompactOptions::default();
+                if round % 3 == 1 {
+                    compact.mode = CompactMode::Quick;
+                }
+                moved += ops::compact(&chain, &compact, &mut |_| true).unwrap().moved_blocks;
+                std::thread::sleep(std::time::Duration::from_millis(20));
+            }
+            assert!(moved > 0);
+            done.store(true, Relaxed);
+            writers.into_iter().map(|writer| writer.join().unwrap()).collect()
+        });
+        assert!(reads.load(Relaxed) > 0);
+        let mut found = vec![0; 24 * MIB as usize];
+        chain.read(&mut found, 0).unwrap();
+        assert!(found == results.concat());
+        chain.close().unwrap();
+        check(&path(&leaf), &open).unwrap();
+        let chain = Chain::open(&path(&leaf), &open).unwrap();
+        chain.read(&mut found, 0).unwrap();
+        assert!(found == results.concat());
+    }
+}
+
+/// Every storage call fails once: the error is reported, the disk opens again with its old or new shape, and doing it
+/// again succeeds.
+#[test]
+fn any_failing_call_leaves_a_good_disk() {
+    use avhdx::storage::fault::{FaultFileSystem, FaultMode};
+    use std::sync::Arc;
+    type Job = fn(&Chain) -> avhdx::Result<()>;
+    let jobs: [(&str, Job); 5] = [
+        ("compact", |chain| {
+            ops::compact(chain, &CompactOptions::default(), &mut |_| true).map(drop)
+        }),
+        ("grow", |chain| ops::resize(chain, 27 * MIB, &ResizeOptions::default())),
+        ("shrink", |chain| {
+            let mut resize = ResizeOptions::default();
+            resize.allow_loss = true;
+            ops::resize(chain, 20 * MIB + 4096, &resize)
+        }),
+        ("small item", |chain| {
+            ops::meta_set(chain, Guid::from_u128(1), &[7; 5000], true)
+        }),
+        ("large item", |chain| {
+            ops::meta_set(chain, Guid::from_u128(1), &vec![7; MIB as usize], true)
+        }),
+    ];
+    let mut total = 0;
+    for child in [false, true] {
+        let prepared = MemoryFileSystem::new();
+        let (leaf, content) = filled(&options(&prepared), child);
+        for (name, job) in jobs {
+            let mut n = 1;
+            loop {
+                let fs = prepared.snapshot();
+                let faulty = FaultFileSystem::new(Arc::new(fs.clone()));
+                let mut open = options(&fs);
+                open.file_system = Arc::new(faulty.clone());
+                let chain = Chain::open(&path(&leaf), &open).unwrap();
+                faulty.fail_in(n, if n % 2 == 0 { libc::EIO } else { libc::ENOSPC }, FaultMode::Once);
+                let result = job(&chain);
+                let written = chain.write(&[1; 512], 0, true);
+                let closed = chain.close();
+                let fired = faulty.disarm();
+                let plain = options(&fs);
+                check(&path(&leaf), &plain).unwrap_or_else(|e| panic!("{name}, call {n}: {e}"));
+                let chain = Chain::open(&path(&leaf), &plain).unwrap_or_else(|e| panic!("{name}, call {n}: {e:?}"));
+                let mut wanted = content.clone();
+                wanted.resize(chain.size() as usize, 0);
+                let mut found = vec![0; wanted.len()];
+                chain.read(&mut found, 0).unwrap();
+                assert!(found[512..] == wanted[512..], "{name}, call {n}, child {child}");
+                if written.is_ok() {
+                    assert!(found[..512] == [1; 512], "{name}, call {n}");
+                }
+                job(&chain).unwrap_or_else(|e| panic!("{name} again after call {n}: {e:?}"));
+                chain.close().unwrap();
+                check(&path(&leaf), &plain).unwrap();
+                total += 1;
+                if !fired {
+                    assert!(result.is_ok() && closed.is_ok(), "{name}");
+                    break;
+                }
+                n += 1 + n / 30;
+            }
+        }
+    }
+    println!("{total} cases");
+    assert!(total > 200);
+}

@@ -140,6 +140,18 @@ pub(crate) enum Command {
         #[command(flatten)]
         open: Open,
     },
+    /// Make a file as short as it can be; the disk reads the same
+    Compact(crate::shape::Compact),
+    /// Change the virtual size
+    Resize(crate::shape::Resize),
+    /// Print the smallest size that resize accepts
+    MinSize(crate::shape::MinSize),
+    /// List, read, set and delete metadata items that users attached
+    Meta(crate::shape::Meta),
+    /// Set the physical sector size that the disk reports
+    SetPhysicalSectorSize(crate::shape::SetSectorSize),
+    /// Give the disk another identity, as a guest sees it
+    ResetDiskId(crate::shape::ResetId),
     /// Serve a disk over NBD, for QEMU, libvirt, libguestfs and others
     Serve {
         /// The disk; of a chain, the last file
@@ -372,7 +384,7 @@ impl From<Mode> for MergeMode {
     }
 }
 
-fn size(text: &str) -> Result<u64, String> {
+pub(crate) fn size(text: &str) -> Result<u64, String> {
     avhdx::schema::parse_size(text).ok_or_else(|| "not a size: bytes, or a number with K, M, G or T".into())
 }
 

@@ -6,6 +6,7 @@ mod control;
 mod data;
 mod report;
 mod serve;
+mod shape;
 mod work;
 
 use std::process::ExitCode;
@@ -105,6 +106,12 @@ fn run(command: Command) -> Outcome {
             open,
         } => serve::serve(&leaf, socket, read_only, run, plugin, &open),
         Command::Control { socket, export, verb } => control::control(&socket, export.as_deref(), verb),
+        Command::Compact(args) => shape::compact(&args),
+        Command::Resize(args) => shape::resize(&args),
+        Command::MinSize(args) => shape::min_size(&args),
+        Command::Meta(args) => shape::meta(&args),
+        Command::SetPhysicalSectorSize(args) => shape::set_sector_size(&args),
+        Command::ResetDiskId(args) => shape::reset_id(&args),
         command => work::run(command),
     }
 }

@@ -25,6 +25,7 @@ const VERSION: &CStr = match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_V
 const FEATURES: &[&str] = &[
     "check",
     "checkpoint",
+    "compact",
     "create",
     "create.differencing",
     "create.dynamic",
@@ -34,8 +35,10 @@ const FEATURES: &[&str] = &[
     "merge.consume",
     "merge.copy",
     "merge.reflink",
+    "metadata",
     "open-fd",
     "reflink",
+    "resize",
     "resolver",
 ];
 
@@ -46,7 +49,7 @@ pub extern "C" fn avhdx_version() -> *const c_char {
 }
 
 /// 1 if the library in use has a feature, 0 if not: "create", "checkpoint", "merge", "merge.copy", "merge.reflink",
-/// "merge.consume", "reflink", "check", "io-ops", "open-fd", "resolver". A name nobody knows is 0.
+/// "merge.consume", "reflink", "check", "compact", "resize", "metadata", "io-ops", "open-fd", "resolver". A name nobody knows is 0.
 /// feature: not NULL. Any thread. Since 1.0.
 ///
 /// # Safety
@@ -60,7 +63,7 @@ pub unsafe extern "C" fn avhdx_has(feature: *const c_char) -> c_int {
     })
 }
 
-/// The options of "open", "create", "checkpoint", "merge" or "check" as a JSON array of
+/// The options of "open", "create", "checkpoint", "merge", "compact", "resize" or "check" as a JSON array of
 /// {"name", "type", "default", "meaning", "since"} and, for type "choice", "choices". Free it with avhdx_free.
 /// NULL for another kind. kind: not NULL. Any thread. Since 1.0.
 ///

@@ -69,6 +69,7 @@ mod io;
 mod library;
 mod ops;
 mod opts;
+mod shape;
 
 #[cfg(test)]
 mod layout;
@@ -82,6 +83,7 @@ pub use io::*;
 pub use library::*;
 pub use ops::*;
 pub use opts::*;
+pub use shape::*;
 
 use std::ffi::c_char;
 
