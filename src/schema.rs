@@ -222,6 +222,26 @@ pub fn find(kinds: &[Kind], name: &str) -> Result<&'static Key> {
     })
 }
 
+/// Whether an operation would accept the value under this name. Operations may share a name and differ in what they
+/// take: the error is that of the first, and its hint names the others.
+pub fn check(name: &str, value: &OsStr) -> Result<()> {
+    let first = find(Kind::ALL, name)?;
+    let mut others = Vec::new();
+    for kind in Kind::ALL {
+        let Some(key) = kind.keys().iter().find(|key| key.name == name) else {
+            continue;
+        };
+        match key.check(value) {
+            Ok(()) => return Ok(()),
+            Err(error) => others.push(format!("for {}: {error}", kind.name())),
+        }
+    }
+    first.check(value).map_err(|error| match others.len() {
+        0 | 1 => error,
+        _ => error.with_hint(others.join("; ")),
+    })
+}
+
 /// Splits "key=value,key=value". A comma in a value is written twice; a key without '=' means "on".
 pub fn parse_line(line: &OsStr) -> Result<Vec<(String, OsString)>> {
     let mut pairs: Vec<Vec<u8>> = vec![Vec::new()];
@@ -585,6 +605,15 @@ mod tests {
             error.to_string(),
             "option 'log': \"later\" is not one of auto, memory, replay, refuse"
         );
+    }
+
+    #[test]
+    fn a_value_that_any_operation_takes_under_the_name_is_accepted() {
+        check("mode", os("quick")).unwrap();
+        check("mode", os("consume")).unwrap();
+        let error = check("mode", os("never")).unwrap_err();
+        assert!(error.hint().unwrap().contains("for compact"), "{error:?}");
+        assert!(find(&[Kind::Merge], "mode").unwrap().check(os("quick")).is_err());
     }
 
     #[test]
