@@ -1,6 +1,8 @@
 /* Every pointer that must not be NULL is refused by name, nothing crashes, and what may be NULL may be. */
 #include "check.h"
 
+static const unsigned char id[16] = { 1 };
+
 #define REFUSES(call, name)                                                \
     do {                                                                   \
         CHECK_FAILS(call, EINVAL, AVHDX_ERR_ARGUMENT);                     \
@@ -22,6 +24,9 @@ static void without_a_disk(void)
     struct avhdx_progress progress = AVHDX_PROGRESS_INIT;
     avhdx_disk *disk = (avhdx_disk *)1;
     avhdx_job *job = (avhdx_job *)1;
+    struct avhdx_tree_node node = AVHDX_TREE_NODE_INIT;
+    avhdx_tree *tree = (avhdx_tree *)1;
+    size_t n = 0;
     const char *paths[2] = { "x", NULL };
 
     REFUSES(avhdx_has(NULL), "feature");
@@ -53,6 +58,10 @@ static void without_a_disk(void)
     REFUSES(avhdx_create(NULL, NULL), "path");
     REFUSES(avhdx_merge_path(NULL, NULL, NULL, NULL), "child");
     REFUSES(avhdx_check(NULL, NULL, &seen, NULL), "path");
+    REFUSES(avhdx_convert(NULL, "x", NULL, NULL), "disk");
+    REFUSES(avhdx_convert(NULL, NULL, NULL, NULL), "dst");
+    REFUSES(avhdx_migrate(NULL, "x", NULL, NULL), "src");
+    REFUSES(avhdx_migrate("x", NULL, NULL, NULL), "dst");
     REFUSES(avhdx_check("x", NULL, NULL, NULL), "check");
     REFUSES(avhdx_job_new(NULL, NULL, "merge", NULL), "job");
     REFUSES(avhdx_job_new(&job, NULL, NULL, NULL), "operation");
@@ -62,6 +71,16 @@ static void without_a_disk(void)
     REFUSES(avhdx_job_progress(NULL, &progress), "job");
     REFUSES(avhdx_job_cancel(NULL), "job");
     avhdx_job_free(NULL);
+    REFUSES(avhdx_tree_scan(NULL, paths, 1, NULL), "tree");
+    REFUSES(avhdx_tree_scan(&tree, NULL, 1, NULL), "dirs");
+    CHECK(tree == NULL);
+    REFUSES(avhdx_tree_scan(&tree, paths, 2, NULL), "dirs[1]");
+    REFUSES(avhdx_tree_count(NULL), "tree");
+    REFUSES(avhdx_tree_node(NULL, 0, &node), "tree");
+    REFUSES_PTR(avhdx_tree_path(NULL, 0), "tree");
+    REFUSES(avhdx_tree_children(NULL, 0, NULL, &n), "tree");
+    REFUSES(avhdx_tree_find(NULL, "x"), "tree");
+    REFUSES_PTR(avhdx_tree_json(NULL), "tree");
     avhdx_opts_free(o);
 }
 
@@ -73,7 +92,8 @@ static void no_disk_at_all(void)
     struct avhdx_extent extent;
     struct iovec iov = { NULL, 0 };
     uint64_t processed;
-    size_t n = 1;
+    size_t n = 1, room = 32;
+    uint8_t digest[32];
     char byte = 0;
 
     REFUSES(avhdx_flush(NULL), "disk");
@@ -95,12 +115,32 @@ static void no_disk_at_all(void)
     REFUSES(avhdx_block_status(NULL, 0, 1, 0, &extent, &n, &processed), "disk");
     REFUSES(avhdx_checkpoint(NULL, "x", NULL), "disk");
     REFUSES(avhdx_merge(NULL, 0, 1, NULL, NULL), "disk");
+    REFUSES(avhdx_diff(NULL, 0, 1, 0, 1, 0, &extent, &n, &processed), "disk");
+    REFUSES(avhdx_compare(NULL, NULL, 0, NULL, NULL), "a");
+    REFUSES(avhdx_digest(NULL, 0, "sha256", digest, &room, NULL), "disk");
+    REFUSES(avhdx_revert(NULL, 1, "x", NULL), "disk");
+    REFUSES(avhdx_delete_layer(NULL, 1, NULL, NULL), "disk");
+    REFUSES(avhdx_delete_branch(NULL, "x"), "disk");
+    REFUSES(avhdx_rebase(NULL, "x", NULL, NULL), "disk");
+    REFUSES(avhdx_detach(NULL, NULL, NULL), "disk");
+    REFUSES(avhdx_reparent(NULL, "x", NULL), "child");
+    REFUSES(avhdx_reparent("x", NULL, NULL), "parent");
+    REFUSES(avhdx_compact(NULL, NULL, NULL), "disk");
+    REFUSES(avhdx_resize(NULL, 512, NULL), "disk");
+    REFUSES(avhdx_min_size(NULL, &processed), "disk");
+    REFUSES(avhdx_set_physical_sector_size(NULL, 512), "disk");
+    REFUSES(avhdx_reset_disk_id(NULL, NULL), "disk");
+    REFUSES_PTR(avhdx_meta_list(NULL), "disk");
+    REFUSES(avhdx_meta_get(NULL, id, &byte, 1), "disk");
+    REFUSES(avhdx_meta_set(NULL, id, &byte, 1, 0), "disk");
+    REFUSES(avhdx_meta_delete(NULL, id), "disk");
 }
 
 static void with_a_disk(void)
 {
     struct avhdx_extent extent;
     struct iovec iov = { NULL, 512 };
+    uint8_t byte = 0;
     uint64_t processed;
     size_t n = 1;
     avhdx_disk *disk;
@@ -108,6 +148,12 @@ static void with_a_disk(void)
     NEED(create(tmp("d.vhdx"), "size=16M,block-size=1M") == 0);
     NEED((disk = open_with(tmp("d.vhdx"), "")) != NULL);
     REFUSES(avhdx_get_limits(disk, NULL), "limits");
+    REFUSES(avhdx_min_size(disk, NULL), "size");
+    REFUSES(avhdx_meta_get(disk, NULL, NULL, 0), "id");
+    REFUSES(avhdx_meta_get(disk, id, NULL, 1), "buf");
+    REFUSES(avhdx_meta_set(disk, NULL, NULL, 0, 0), "id");
+    REFUSES(avhdx_meta_set(disk, id, NULL, 1, 0), "buf");
+    REFUSES(avhdx_meta_delete(disk, NULL), "id");
     REFUSES(avhdx_get_info(disk, NULL), "info");
     REFUSES(avhdx_layer_info(disk, 0, NULL), "info");
     REFUSES(avhdx_pread(disk, NULL, 1, 0), "buf");
@@ -121,6 +167,17 @@ static void with_a_disk(void)
     REFUSES(avhdx_block_status(disk, 0, 1, 0, &extent, NULL, &processed), "n");
     REFUSES(avhdx_block_status(disk, 0, 1, 0, &extent, &n, NULL), "processed");
     REFUSES(avhdx_checkpoint(disk, NULL, NULL), "new_leaf");
+    REFUSES(avhdx_diff(disk, 0, 1, 0, 1, 0, NULL, &n, &processed), "extents");
+    REFUSES(avhdx_diff(disk, 0, 1, 0, 1, 0, &extent, NULL, &processed), "n");
+    REFUSES(avhdx_diff(disk, 0, 1, 0, 1, 0, &extent, &n, NULL), "processed");
+    REFUSES(avhdx_compare(disk, NULL, 0, NULL, NULL), "b");
+    CHECK_OK(avhdx_compare(disk, disk, 0, NULL, NULL));
+    REFUSES(avhdx_digest(disk, 0, NULL, &byte, &n, NULL), "algo");
+    REFUSES(avhdx_digest(disk, 0, "sha256", NULL, &n, NULL), "out");
+    REFUSES(avhdx_digest(disk, 0, "sha256", &byte, NULL, NULL), "len");
+    REFUSES(avhdx_revert(disk, 1, NULL, NULL), "new_leaf");
+    REFUSES(avhdx_delete_branch(disk, NULL), "root");
+    REFUSES(avhdx_rebase(disk, NULL, NULL, NULL), "new_parent");
     /* No bytes, no buffer. */
     CHECK_OK(avhdx_pread(disk, NULL, 0, 0));
     CHECK_OK(avhdx_pwrite(disk, NULL, 0, 0, 0));
@@ -136,6 +193,7 @@ static void null_is_nothing_to_free(void)
     avhdx_opts_free(NULL);
     avhdx_error_free(NULL);
     avhdx_free(NULL);
+    avhdx_tree_free(NULL);
     CHECK_OK(avhdx_set_log(NULL, 0));
 }
 

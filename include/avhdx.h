@@ -82,6 +82,7 @@ typedef struct avhdx_log_cb avhdx_log_cb;
 typedef struct avhdx_resolve_cb avhdx_resolve_cb;
 typedef struct avhdx_issue_cb avhdx_issue_cb;
 typedef struct avhdx_job avhdx_job;
+typedef struct avhdx_tree avhdx_tree;
 struct avhdx_io_ops;
 
 /* ---- The library ---- */
@@ -100,13 +101,16 @@ const char *avhdx_version(void);
 
 /*
  * 1 if the library in use has a feature, 0 if not: "create", "checkpoint", "merge", "merge.copy", "merge.reflink",
- * "merge.consume", "reflink", "check", "io-ops", "job", "open-fd", "resolver". A name nobody knows is 0.
+ * "merge.consume", "reflink", "revert", "delete", "reparent", "rebase", "detach", "compact", "resize", "metadata",
+ * "convert", "migrate", "vhd" (VHD is read by avhdx_migrate and written by avhdx_convert), "diff", "compare",
+ * "digest", "tree", "check", "job", "io-ops", "open-fd", "resolver". A name nobody knows is 0.
  * feature: not NULL. Any thread. Since 1.0.
  */
 int avhdx_has(const char *feature);
 
 /*
- * The options of "open", "create", "checkpoint", "merge" or "check" as a JSON array of
+ * The options of "open", "create", "checkpoint", "merge", "revert", "delete", "reparent", "rebase", "detach",
+ * "compact", "resize", "convert", "migrate", "tree", "check" or "job" as a JSON array of
  * {"name", "type", "default", "meaning", "since"} and, for type "choice", "choices". Free it with avhdx_free.
  * NULL for another kind. kind: not NULL. Any thread. Since 1.0.
  */
@@ -923,6 +927,392 @@ int avhdx_merge_path(const char *child, const char *dest, const avhdx_opts *opts
  * path, check: not NULL; opts, callback: may be NULL. Any thread. Since 1.0.
  */
 int avhdx_check(const char *path, const avhdx_opts *opts, struct avhdx_check *check, const avhdx_issue_cb *callback);
+
+/* ---- Chain surgery ---- */
+
+/*
+ * Going back to a checkpoint, deleting one, and changing what a disk depends on. What every disk that is kept reads as
+ * stays the same, and so do the identities of the files: disks made on them remain valid. Durable when they return 0.
+ * Cut short anywhere, by failure, cancellation or power loss, they leave disks that open and read the same, and running
+ * them again finishes.
+ */
+
+/*
+ * Goes back to the disk as of layer (1 is the parent of the leaf): continues on a new differencing child of it at
+ * new_leaf, which must not exist. What was written since is left behind in the old leaf, a complete file that can be
+ * opened as a disk of its own; with "unlink" on it is removed, and the layers between, as far as no other disk depends
+ * on them and no other program uses them. Reads and writes may go on: after the return they see the old state, and the
+ * size the disk had then. The new leaf is layer 0, and layer becomes layer 1. After a failure before the switch the disk
+ * goes on as before.
+ *
+ * Keys: those of "revert". Errors: ARGUMENT, READ_ONLY, NO_SPACE, IO, POISONED.
+ * disk, new_leaf: not NULL; opts: may be NULL. Waits for other operations on the disk. Since 1.0.
+ */
+int avhdx_revert(avhdx_disk *disk, uint32_t layer, const char *new_leaf, const avhdx_opts *opts);
+
+/*
+ * Deletes the file of a layer, neither the leaf (0) nor the base. Its content goes into its parent or, where other disks
+ * depend on the parent, into each of its children, and these get its parent as theirs: those in the chain, and those
+ * found in the directories of the files and in "search". All of them read the same before, during and after; the disk
+ * may be read and written meanwhile. "into" chooses: with "parent", the parent's file then holds what the layer held,
+ * and its own state is gone; with "children" the parent is not touched, and the layer's state is gone.
+ *
+ * Keys: those of "delete". Errors: ARGUMENT, READ_ONLY; HAS_CHILDREN (into=parent), LOCKED and NO_SPACE, all before the
+ * first byte is written; CANCELLED, IO, POISONED; after any of them the disk can be used and the deletion run again.
+ * disk: not NULL; opts, progress: may be NULL. Waits for other operations on the disk. Since 1.0.
+ */
+int avhdx_delete_layer(avhdx_disk *disk, uint32_t layer, const avhdx_opts *opts, const avhdx_progress_cb *progress);
+
+/*
+ * Deletes a branch beside the open chain: the differencing disk at root and every disk that descends from it, found in
+ * its directory, those of the chain and "search". Their content is gone. Refused before the first removal when the open
+ * disk is among them or depends on them (HAS_CHILDREN), when another program uses one of them (LOCKED), and when a copy
+ * of one makes it unclear whose child a disk is (HAS_CHILDREN). A cut leaves a smaller branch that can be opened.
+ *
+ * Errors: besides those, ARGUMENT (root has no parent), READ_ONLY, IO. disk, root: not NULL. Waits for other operations
+ * on the disk. Since 1.0.
+ */
+int avhdx_delete_branch(avhdx_disk *disk, const char *root);
+
+/*
+ * Makes the file at parent the parent of the differencing disk at child, which is not open: Set-VHD -ParentPath. Only the
+ * child's parent locator changes, in one step. The parent must be the disk the child was made on, by its data write
+ * GUID, wherever it is now; with "ignore-id-mismatch" on another one is accepted, whose content the caller knows to be
+ * the same: if it is not, the disk is garbage. What that waived is logged as a warning, with both GUIDs.
+ *
+ * Keys: those of "reparent" and of "open". Errors: PARENT_ID_MISMATCH (the message has both GUIDs), PARENT_MISMATCH
+ * (logical sector size; never waived), CHAIN_LOOP (the parent depends on the child), ARGUMENT (the child has no parent),
+ * LOCKED, and those of avhdx_open for both files. child, parent: not NULL; opts: may be NULL. Any thread. Since 1.0.
+ */
+int avhdx_reparent(const char *child, const char *parent, const avhdx_opts *opts);
+
+/*
+ * Puts the leaf on another parent, any disk with the same logical sector size, and copies into the leaf what the new
+ * parent does not hold: the disk reads the same before, during and after, and may be used meanwhile. Only the leaf is
+ * written. On return the layers below it are new_parent and its parents. Progress counts bytes compared.
+ *
+ * Keys: those of "rebase". Errors: ARGUMENT (the disk has no parent), READ_ONLY, PARENT_MISMATCH (sector size),
+ * CHAIN_LOOP, those of avhdx_open for the new parent; CANCELLED, NO_SPACE, IO, POISONED, after which the disk is on its
+ * old parent. disk, new_parent: not NULL; opts, progress: may be NULL. Waits for other operations on the disk. Since 1.0.
+ */
+int avhdx_rebase(avhdx_disk *disk, const char *new_parent, const avhdx_opts *opts, const avhdx_progress_cb *progress);
+
+/*
+ * Makes the leaf a dynamic disk without parent, in its own file: copies into it what it has from its parents. The disk
+ * reads the same before, during and after, and may be used meanwhile; writes wait for a moment at the end. On return it
+ * has one layer; the parents are as they were.
+ *
+ * Keys: those of "detach". Errors: ARGUMENT (it has no parent), READ_ONLY, NO_SPACE (before the first byte is written);
+ * CANCELLED, IO, POISONED, after which the disk still has its parent. disk: not NULL; opts, progress: may be NULL. Waits
+ * for other operations on the disk. Since 1.0.
+ */
+int avhdx_detach(avhdx_disk *disk, const avhdx_opts *opts, const avhdx_progress_cb *progress);
+
+/* ---- Compact, resize, metadata items ---- */
+
+/*
+ * Changes of the leaf's file. Each is durable when it returns, and whole or not there at all after a power cut. Reading
+ * goes on meanwhile; operations on one disk wait for each other.
+ */
+
+/* avhdx_meta_set: the item belongs to the virtual disk, so checkpoints inherit it; without it, to the one file. */
+#define AVHDX_META_DISK 1
+
+/*
+ * Makes the leaf's file as short as it can be; the disk reads the same, before, during and after, and may be read and
+ * written meanwhile. Blocks that read as zeros, and space of trimmed blocks, are given up; blocks move from the end of
+ * the file into the holes; the file is cut. Files that depend on it stay valid. It takes no more space than the log.
+ *
+ * Keys: those of "compact". Errors: READ_ONLY, UNSUPPORTED (a fixed disk), CANCELLED, IO, POISONED; after any of them
+ * the disk reads the same, and running it again goes on. disk: not NULL; opts, progress: may be NULL. Since 1.0.
+ */
+int avhdx_compact(avhdx_disk *disk, const avhdx_opts *opts, const avhdx_progress_cb *progress);
+
+/*
+ * Changes the size of the disk to size bytes, a multiple of the logical sector size, at most 64 TiB. What it gains
+ * reads as zeros. It is not cut below avhdx_min_size unless unsafe=on. The copy of a GPT at the old end is gone after
+ * shrinking; the guest writes it anew, as after Resize-VHD. Writes wait meanwhile.
+ *
+ * Keys: those of "resize". Errors: ARGUMENT, READ_ONLY, SHRINK_UNSAFE, HAS_CHILDREN (other files depend on the leaf),
+ * NO_SPACE, IO, POISONED. disk: not NULL; opts: may be NULL. Since 1.0.
+ */
+int avhdx_resize(avhdx_disk *disk, uint64_t size, const avhdx_opts *opts);
+
+/*
+ * Finds the smallest size in bytes that avhdx_resize accepts: the end of the last partition (MBR, GPT) and, of a GPT,
+ * room for its copy; of a disk without partitions, the end of the last byte that is not zero. Writes wait meanwhile.
+ * Errors: SHRINK_UNSAFE (a partition table that cannot be understood), IO. disk, size: not NULL. Since 1.0.
+ */
+int avhdx_min_size(avhdx_disk *disk, uint64_t *size);
+
+/*
+ * Sets the physical sector size that the disk reports: 512 or 4096. Errors: ARGUMENT, READ_ONLY, HAS_CHILDREN, IO,
+ * POISONED. disk: not NULL. Writes wait meanwhile. Since 1.0.
+ */
+int avhdx_set_physical_sector_size(avhdx_disk *disk, uint32_t size);
+
+/*
+ * Gives the disk another identity as a guest sees it (SCSI page 83): the 16 bytes at id, as avhdx_info has them, or
+ * random ones. Errors: ARGUMENT (all zero), READ_ONLY, HAS_CHILDREN, IO, POISONED. disk: not NULL; id: NULL for a
+ * random one. Writes wait meanwhile. Since 1.0.
+ */
+int avhdx_reset_disk_id(avhdx_disk *disk, const uint8_t *id);
+
+/*
+ * Lists the users' metadata items of the leaf as a JSON array of {"id": GUID, "length": bytes, "of-disk": bool}. Free
+ * it with avhdx_free. NULL on failure. disk: not NULL. Since 1.0.
+ */
+char *avhdx_meta_list(avhdx_disk *disk);
+
+/*
+ * Copies up to len bytes of the metadata item with the 16 bytes of id, in the order of the file, to buf, and returns
+ * the item's length, which may be more. Errors: ARGUMENT (no such item), IO. disk, id: not NULL; buf: not NULL unless
+ * len is 0. Since 1.0.
+ */
+int64_t avhdx_meta_get(avhdx_disk *disk, const uint8_t *id, void *buf, size_t len);
+
+/*
+ * Adds a metadata item to the leaf, or replaces the one with this id. At most 1024 items, of at most 1 MiB each and 40
+ * MiB together. flags: AVHDX_META_DISK. Errors: ARGUMENT, READ_ONLY, HAS_CHILDREN (an item of the disk, and other
+ * files depend on the leaf), NO_SPACE, IO, POISONED. disk, id: not NULL; buf: not NULL unless len is 0. Writes wait
+ * meanwhile. Since 1.0.
+ */
+int avhdx_meta_set(avhdx_disk *disk, const uint8_t *id, const void *buf, size_t len, uint32_t flags);
+
+/*
+ * Removes a metadata item of the leaf. Errors: ARGUMENT (no such item), READ_ONLY, HAS_CHILDREN, IO, POISONED. disk,
+ * id: not NULL. Writes wait meanwhile. Since 1.0.
+ */
+int avhdx_meta_delete(avhdx_disk *disk, const uint8_t *id);
+
+/* ---- Convert, migrate ---- */
+
+/*
+ * Both write new files, under temporary names that become the real ones when all is complete and durable: a file of
+ * the name asked for is either absent or whole. Existing files are never replaced, and sources never changed. After a
+ * failure or a cancellation nothing is left of it. What nobody stores is not read, and zeros are not stored.
+ */
+
+/*
+ * Writes what the disk reads as to a new file at dst: "to" raw, vhdx or vhd, "type" dynamic or fixed. With "layer" it
+ * is the disk as of that layer, and with "parent" a differencing disk on another one, holding only the sectors that
+ * differ. The new disk has the size, the virtual disk ID and (VHDX) the sector sizes and metadata items of this one;
+ * with "parent" the parent's ID. Writes to the disk during the call may or may not be in the result. Durable on
+ * return.
+ *
+ * Keys: those of "convert". Errors: ARGUMENT (what does not go together; a VHD holds at most 2040 GiB), IO with EEXIST,
+ * NO_SPACE, CANCELLED, PARENT_MISMATCH (sectors of another size), and those of avhdx_open for "parent".
+ * disk, dst: not NULL; opts, progress: may be NULL. Waits for other operations on the disk. Since 1.0.
+ */
+int avhdx_convert(avhdx_disk *disk, const char *dst, const avhdx_opts *opts, const avhdx_progress_cb *progress);
+
+/*
+ * Writes the VHD or AVHD at src, and its parents, as a new VHDX at dst that holds everything; or, with "chain", one
+ * VHDX for each file, dst for the leaf, and beside it one for each parent, with the parent's name and the suffix
+ * .vhdx, .avhdx where it has a parent itself. Parents are found as avhdx_open finds those of a VHDX: the files' own
+ * paths, "drive-map", "search", beneath "parent-root", and taken when their unique ID is right. The virtual disk ID
+ * is the unique ID of the base. Sectors are of 512 bytes. A VHD whose last sector is damaged is read by the copy of
+ * it. Durable on return.
+ *
+ * Keys: those of "migrate", of "convert" (not "layer" and "parent"), and of "open". Errors: NOT_VHDX (it is no VHD
+ * either), CORRUPT, CHECKSUM, TRUNCATED, UNSUPPORTED, those of avhdx_open for parents, and those of avhdx_convert.
+ * src, dst: not NULL; opts, progress: may be NULL. Any thread. Since 1.0.
+ */
+int avhdx_migrate(const char *src, const char *dst, const avhdx_opts *opts, const avhdx_progress_cb *progress);
+
+/* ---- Differences and checksums ---- */
+
+/*
+ * What changed between two points of a chain, for incremental backup; whether two disks read the same; the checksum of
+ * what a disk reads as. They read only. They wait for operations that change the layers of the disk; reading and writing
+ * go on meanwhile, so what they say of a leaf that is written is about the moments at which they looked.
+ */
+
+/* avhdx_diff: read both points and tell only sectors whose bytes differ. */
+#define AVHDX_EXACT 16
+/* avhdx_compare: disks of different sizes differ, even if what the larger one has more is zeros. */
+#define AVHDX_STRICT 32
+
+/*
+ * Tells what differs in [offset, offset + len) between the disk as of layer newer and as of layer older (newer <
+ * older; 0 is the leaf): up to *n ranges, ascending, not overlapping, with gaps where both read the same. On success
+ * *n is their number and *processed the bytes dealt with, less than len when there are more: go on at offset +
+ * *processed.
+ *
+ * state is AVHDX_STATE_DATA, to be read with avhdx_layer_pread from newer, or AVHDX_STATE_ZERO: reads as zeros there.
+ * layer is newer and file_offset AVHDX_NO_OFFSET. The range asked for must lie in the disk as of newer; where the disk
+ * as of older is shorter it counts as zeros. The ranges are those that layers newer to older - 1 hold, found from
+ * metadata alone, so one may hold what it held before. flags: AVHDX_EXACT reads and compares, and tells sectors.
+ *
+ * Errors: RANGE, ARGUMENT, CORRUPT, IO. disk, extents, n, processed: not NULL; *n: at least 1.
+ * Waits for other operations on the disk. Since 1.0.
+ */
+int avhdx_diff(avhdx_disk *disk,
+               uint32_t newer,
+               uint32_t older,
+               uint64_t offset,
+               uint64_t len,
+               uint32_t flags,
+               struct avhdx_extent *extents,
+               size_t *n,
+               uint64_t *processed);
+
+/*
+ * Compares what two disks read as. 0: equal; 1: different, and *first_difference is the offset of the first byte that
+ * differs. Of different sizes, the part that only the larger disk has must read as zeros; with AVHDX_STRICT the sizes
+ * must be equal too, and the first difference is where the smaller disk ends if there is none before. What both have
+ * in the same place of the same file, and what is zero in both, is not read. a and b may be the same disk.
+ *
+ * Errors: CANCELLED, CORRUPT, IO. a, b: not NULL; first_difference, progress: may be NULL. flags: AVHDX_STRICT.
+ * Waits for other operations on both disks. Since 1.0.
+ */
+int avhdx_compare(avhdx_disk *a,
+                  avhdx_disk *b,
+                  uint32_t flags,
+                  uint64_t *first_difference,
+                  const avhdx_progress_cb *progress);
+
+/*
+ * Computes the checksum of what the disk reads as, as of a layer (0 is the disk itself): that of a raw copy of it.
+ * algo is "sha256" (32 bytes) or "sha512" (64). On entry *len is the room at out, which must be enough; on success it is
+ * the length of the checksum. What reads as zeros is not read, but takes part: a disk of many TiB takes its time.
+ *
+ * Errors: ARGUMENT, CANCELLED, CORRUPT, IO. disk, algo, out, len: not NULL; progress: may be NULL.
+ * Waits for other operations on the disk. Since 1.0.
+ */
+int avhdx_digest(avhdx_disk *disk,
+                 uint32_t layer,
+                 const char *algo,
+                 uint8_t *out,
+                 size_t *len,
+                 const avhdx_progress_cb *progress);
+
+/* ---- Trees of files ---- */
+
+/*
+ * Who is whose parent among the files of whole directories, by identity, wherever they lie. The front of each file is
+ * read and nothing else; no lock is taken and nothing written, so files in use are fine. A tree is a picture of one
+ * moment and does not change; any number of threads may look at it.
+ */
+
+/* No node: the parent of one without parent. */
+#define AVHDX_NO_NODE 4294967295
+/* Role: neither parent nor children. */
+#define AVHDX_ROLE_DISK 1
+/* Role: no parent, but children. */
+#define AVHDX_ROLE_BASE 2
+/* Role: a parent and children. */
+#define AVHDX_ROLE_CHECKPOINT 3
+/* Role: a parent and no children. */
+#define AVHDX_ROLE_LEAF 4
+/* Role: a differencing disk whose parent is missing. */
+#define AVHDX_ROLE_ORPHAN 5
+/* Role: a VHD Set (.vhds), told by its name and not looked into. */
+#define AVHDX_ROLE_SET 6
+/* Role: cannot be read as what it says it is. */
+#define AVHDX_ROLE_BROKEN 7
+/* Problem: no file has the identity recorded of the parent. */
+#define AVHDX_PROBLEM_MISSING_PARENT 1
+/* Problem: the file where the parent should be is another disk or was modified. */
+#define AVHDX_PROBLEM_PARENT_MODIFIED 2
+/* Problem: a merge into the parent was cut short; merge again to finish it. */
+#define AVHDX_PROBLEM_INTERRUPTED_MERGE 4
+/* Problem: the paths recorded do not lead to the parent. */
+#define AVHDX_PROBLEM_STALE_PATH 8
+/* Problem: another file has the same identity. */
+#define AVHDX_PROBLEM_DUPLICATE 16
+/* Problem: the file cannot be read as a VHDX. */
+#define AVHDX_PROBLEM_BROKEN 32
+/* Problem: the parents of the file lead back to it. */
+#define AVHDX_PROBLEM_LOOP 64
+
+/* Files and how they hang together. Made by avhdx_tree_scan, freed by avhdx_tree_free. */
+struct avhdx_tree;
+
+/* A file of a tree. Since 1.0. */
+struct avhdx_tree_node
+{
+    /* Set by AVHDX_TREE_NODE_INIT. */
+    uint32_t struct_size;
+    /* AVHDX_ROLE_... */
+    uint32_t role;
+    /* AVHDX_TYPE_..., 0 when it could not be read. */
+    uint32_t type;
+    /* AVHDX_INFO_DIRTY_LOG, AVHDX_INFO_HAS_PARENT. */
+    uint32_t flags;
+    /* AVHDX_PROBLEM_... of the file, any number of them. */
+    uint32_t problems;
+    /* Its parent; AVHDX_NO_NODE without one, or when that is missing. */
+    uint32_t parent;
+    /* Number of its children. */
+    uint32_t child_count;
+    /* Number of files it consists of: 1 and its parents. */
+    uint32_t depth;
+    /* Bytes of the virtual disk. */
+    uint64_t virtual_size;
+    /* Length of the file in bytes. */
+    uint64_t file_size;
+    /* Bytes it takes on its file system; as file_size where that does not tell. */
+    uint64_t actual_size;
+    /* When it was last written, in seconds since 1970; 0 where that is not known. */
+    uint64_t modified;
+    /* SCSI page 83 identity, the same through a chain. */
+    uint8_t virtual_disk_id[16];
+    /* Identity of the content: what a child records of its parent. */
+    uint8_t data_write_guid[16];
+    /* The data write GUID its parent must have; zeros without a parent. */
+    uint8_t parent_linkage[16];
+};
+#define AVHDX_TREE_NODE_INIT { sizeof(struct avhdx_tree_node), 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, { 0 }, { 0 }, { 0 } }
+
+/*
+ * Scans count directories, and the directories in them; files may be named too. Links inside them are not followed. A
+ * parent elsewhere is found when a recorded path leads to it. A file that cannot be read is a node, not an error.
+ *
+ * Keys: those of "tree", and of "open" for drive-map and parent-root. Errors: ARGUMENT; IO when one of dirs itself
+ * cannot be read. tree: not NULL, *tree is NULL after a failure; dirs: not NULL, nor any of its members; opts: may be
+ * NULL. Any thread. Since 1.0.
+ */
+int avhdx_tree_scan(avhdx_tree **tree, const char *const *dirs, size_t count, const avhdx_opts *opts);
+
+/*
+ * The number of files in the tree. Their numbers are 0 to that less 1, in the order of their paths. tree: not NULL. Any
+ * thread. Since 1.0.
+ */
+int64_t avhdx_tree_count(const avhdx_tree *tree);
+
+/* Tells what a node is. Errors: ARGUMENT when there is no such node. tree, node: not NULL. Any thread. Since 1.0. */
+int avhdx_tree_node(const avhdx_tree *tree, uint32_t index, struct avhdx_tree_node *node);
+
+/*
+ * The path of a node's file, bytes; it lives with the tree. NULL when there is no such node. tree: not NULL. Any thread.
+ * Since 1.0.
+ */
+const char *avhdx_tree_path(const avhdx_tree *tree, uint32_t index);
+
+/*
+ * Tells the children of a node, or, for AVHDX_NO_NODE, the nodes without parent. On entry *n is the room at children;
+ * on success it is their number, of which as many as there was room for are written: ask with *n 0 first, or use
+ * child_count. Errors: ARGUMENT when there is no such node. tree, n: not NULL; children: not NULL unless *n is 0.
+ * Any thread. Since 1.0.
+ */
+int avhdx_tree_children(const avhdx_tree *tree, uint32_t index, uint32_t *children, size_t *n);
+
+/*
+ * The number of the node whose file is at path, by whatever path or link that leads to it; -ENOENT when the file is none
+ * of the tree. tree, path: not NULL. Any thread. Since 1.0.
+ */
+int64_t avhdx_tree_find(const avhdx_tree *tree, const char *path);
+
+/*
+ * The whole tree as JSON: nodes with their paths, roles, sizes, identities, parents, children and problems in words;
+ * unreadable; other-files; truncated. Free it with avhdx_free. NULL after a failure. tree: not NULL. Any thread. Since
+ * 1.0.
+ */
+char *avhdx_tree_json(const avhdx_tree *tree);
+
+/* Frees a tree and the paths it gave out. tree: may be NULL. Since 1.0. */
+void avhdx_tree_free(avhdx_tree *tree);
 
 /* ---- Jobs ---- */
 

@@ -27,6 +27,7 @@ pub mod schema;
 pub mod storage;
 pub mod trace;
 pub mod units;
+pub mod vhd;
 
 pub use chain::{Chain, ChainInfo, Extent, ExtentState, LayerInfo, Limits, Probe, Scope};
 pub use error::{Error, ErrorKind, Result};

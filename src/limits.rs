@@ -32,3 +32,12 @@ pub const MAX_SCANNED_ENTRIES: usize = 100_000;
 
 /// Default for the memory a chain may keep in BAT, bitmap and map pages, in bytes.
 pub const DEFAULT_META_CACHE: u64 = 32 << 20;
+
+/// Deepest directory below the one scanned for a tree of files. Bounds what bind mounts into themselves can cost.
+pub const MAX_SCANNED_DEPTH: usize = 64;
+
+/// Largest log in use that is read while scanning directories, in bytes. Windows writes 1 MiB; thousands of files that
+/// claim the most a single open would read would take minutes.
+pub const MAX_SCANNED_LOG: u32 = 16 << 20;
+/// Most blocks of a VHD: what 2040 GiB with 512 KiB blocks need. Bounds the memory that its BAT takes to 16 MiB.
+pub const MAX_VHD_BLOCKS: u64 = 4 << 20;

@@ -243,6 +243,131 @@ impl Default for MergeOptions {
     }
 }
 
+/// A format of disk images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ImageFormat {
+    /// The bytes of the disk.
+    Raw,
+    /// VHDX.
+    Vhdx,
+    /// The format before VHDX; at most 2040 GiB.
+    Vhd,
+}
+
+/// How to convert. Zero and `None` mean the default.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct ConvertOptions {
+    /// The format; by default what the name of the new file ends in, and raw for other names.
+    pub to: Option<ImageFormat>,
+    /// Fixed or dynamic. With `parent` it is neither.
+    pub disk_type: DiskType,
+    /// Block size in bytes; default 32 MiB for dynamic VHDX, 2 MiB for others.
+    pub block_size: u32,
+    /// 512 or 4096, VHDX only; default that of the source.
+    pub logical_sector_size: u32,
+    /// The layer whose view is written, 0 = leaf.
+    pub layer: usize,
+    /// Make a differencing VHDX on this disk, holding only what differs from it.
+    pub parent: Option<PathBuf>,
+    /// Bytes read per second at most; 0 for no limit.
+    pub rate: u64,
+}
+
+/// How to migrate from VHD.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct MigrateOptions {
+    /// Keep the chain: a VHDX for each VHD, instead of one that holds everything.
+    pub chain: bool,
+    /// The rest; `layer` and `parent` are not used.
+    pub convert: ConvertOptions,
+}
+
+/// How to name another parent.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct ReparentOptions {
+    /// Accept a parent whose data write GUID is not the recorded one: its content is known to be right.
+    pub ignore_id_mismatch: bool,
+}
+
+/// How to go back to a checkpoint.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct RevertOptions {
+    /// Remove the files of the state left behind that no other disk depends on.
+    pub unlink: bool,
+    /// Block size of the new leaf in bytes; 0 for 2 MiB.
+    pub block_size: u32,
+}
+
+/// Where the content of a deleted layer goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DeleteInto {
+    /// Into the parent, or, where other disks depend on that, into the children.
+    #[default]
+    Auto,
+    /// Into the parent, whose own state is then gone.
+    Parent,
+    /// Into each child; the parent's state stays.
+    Children,
+}
+
+/// How to delete a layer.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct DeleteOptions {
+    /// Where its content goes.
+    pub into: DeleteInto,
+    /// How the bytes travel into the parent.
+    pub mode: MergeMode,
+    /// Bytes per second at most; 0 for no limit.
+    pub rate: u64,
+    /// Read the parent back and compare before the file is removed.
+    pub verify: bool,
+}
+
+/// How to copy what a leaf takes from its parents into it.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct RebaseOptions {
+    /// Bytes per second at most; 0 for no limit.
+    pub rate: u64,
+}
+
+/// What compacting looks at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CompactMode {
+    /// Every block is read, those that read as zeros give up their space, the others move to the front.
+    #[default]
+    Full,
+    /// No block is read: space that trimmed blocks gave up is reclaimed.
+    Quick,
+    /// Every block is read and those that read as zeros give up their space, which stays in the file, as holes where
+    /// the file system has them, for blocks yet to come. Nothing moves.
+    Prezeroed,
+}
+
+/// How to compact.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct CompactOptions {
+    /// What is looked at.
+    pub mode: CompactMode,
+    /// Bytes per second at most; 0 for no limit.
+    pub rate: u64,
+}
+
+/// How to resize.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct ResizeOptions {
+    /// Cut off what is there.
+    pub allow_loss: bool,
+}
+
 /// How far a long operation is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Progress {

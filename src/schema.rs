@@ -14,9 +14,13 @@ use serde_json::json;
 use crate::error::{Error, ErrorKind, Result};
 use crate::guid::Guid;
 use crate::limits;
+use crate::ops::tree::TreeOptions;
 use crate::ops::CheckOptions;
 use crate::options::OpenOptions;
 use crate::options::{CacheMode, CheckpointOptions, CreateOptions, DiskType, LogPolicy, MergeMode, MergeOptions};
+use crate::options::{CompactMode, CompactOptions, ResizeOptions};
+use crate::options::{ConvertOptions, ImageFormat, MigrateOptions};
+use crate::options::{DeleteInto, DeleteOptions, RebaseOptions, ReparentOptions, RevertOptions};
 
 /// A group of options: what one operation takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -34,6 +38,26 @@ pub enum Kind {
     Check,
     /// An operation on layers of an open disk, in steps.
     Job,
+    /// Scanning directories.
+    Tree,
+    /// Converting to another format or type.
+    Convert,
+    /// Migrating from VHD.
+    Migrate,
+    /// Going back to a checkpoint.
+    Revert,
+    /// Deleting a layer.
+    Delete,
+    /// Naming another parent.
+    Reparent,
+    /// Changing the parent, content kept.
+    Rebase,
+    /// Doing without parents.
+    Detach,
+    /// Compacting.
+    Compact,
+    /// Changing the size.
+    Resize,
 }
 
 impl Kind {
@@ -45,6 +69,16 @@ impl Kind {
         Kind::Merge,
         Kind::Check,
         Kind::Job,
+        Kind::Tree,
+        Kind::Convert,
+        Kind::Migrate,
+        Kind::Revert,
+        Kind::Delete,
+        Kind::Reparent,
+        Kind::Rebase,
+        Kind::Detach,
+        Kind::Compact,
+        Kind::Resize,
     ];
 
     /// The name under which [`schema_json`] knows it.
@@ -56,6 +90,16 @@ impl Kind {
             Kind::Merge => "merge",
             Kind::Check => "check",
             Kind::Job => "job",
+            Kind::Tree => "tree",
+            Kind::Convert => "convert",
+            Kind::Migrate => "migrate",
+            Kind::Revert => "revert",
+            Kind::Delete => "delete",
+            Kind::Reparent => "reparent",
+            Kind::Rebase => "rebase",
+            Kind::Detach => "detach",
+            Kind::Compact => "compact",
+            Kind::Resize => "resize",
         }
     }
 
@@ -73,6 +117,15 @@ impl Kind {
             Kind::Merge => MERGE,
             Kind::Check => CHECK,
             Kind::Job => JOB,
+            Kind::Tree => TREE,
+            Kind::Convert => CONVERT,
+            Kind::Migrate => MIGRATE,
+            Kind::Revert => REVERT,
+            Kind::Delete => DELETE,
+            Kind::Reparent => REPARENT,
+            Kind::Rebase | Kind::Detach => REBASE,
+            Kind::Compact => COMPACT,
+            Kind::Resize => RESIZE,
         }
     }
 }
@@ -131,6 +184,24 @@ pub struct Settings {
     pub check: CheckOptions,
     /// [`Kind::Job`].
     pub job: JobOptions,
+    /// [`Kind::Tree`].
+    pub tree: TreeOptions,
+    /// [`Kind::Convert`].
+    pub convert: ConvertOptions,
+    /// [`Kind::Migrate`]; its `convert` is [`Settings::convert`] when made by [`Settings::from_entries`].
+    pub migrate: MigrateOptions,
+    /// [`Kind::Revert`].
+    pub revert: RevertOptions,
+    /// [`Kind::Delete`].
+    pub delete: DeleteOptions,
+    /// [`Kind::Reparent`].
+    pub reparent: ReparentOptions,
+    /// [`Kind::Rebase`] and [`Kind::Detach`].
+    pub rebase: RebaseOptions,
+    /// [`Kind::Compact`].
+    pub compact: CompactOptions,
+    /// [`Kind::Resize`].
+    pub resize: ResizeOptions,
 }
 
 /// Which layers a job is about; 0 is the leaf.
@@ -155,6 +226,7 @@ impl Settings {
             find(kinds, name)?.apply(&mut settings, value)?;
         }
         settings.create.open = settings.open.clone();
+        settings.migrate.convert = settings.convert.clone();
         Ok(settings)
     }
 }
@@ -221,6 +293,26 @@ pub fn find(kinds: &[Kind], name: &str) -> Result<&'static Key> {
     Err(match nearest {
         Some(key) => error.with_hint(format!("the nearest is '{}': {}", key.name, key.meaning)),
         None => error,
+    })
+}
+
+/// Whether an operation would accept the value under this name. Operations may share a name and differ in what they
+/// take: the error is that of the first, and its hint names the others.
+pub fn check(name: &str, value: &OsStr) -> Result<()> {
+    let first = find(Kind::ALL, name)?;
+    let mut others = Vec::new();
+    for kind in Kind::ALL {
+        let Some(key) = kind.keys().iter().find(|key| key.name == name) else {
+            continue;
+        };
+        match key.check(value) {
+            Ok(()) => return Ok(()),
+            Err(error) => others.push(format!("for {}: {error}", kind.name())),
+        }
+    }
+    first.check(value).map_err(|error| match others.len() {
+        0 | 1 => error,
+        _ => error.with_hint(others.join("; ")),
     })
 }
 
@@ -434,6 +526,18 @@ const MODE: &[(&str, MergeMode)] = &[
     ("consume", MergeMode::Consume),
 ];
 
+const INTO: &[(&str, DeleteInto)] = &[
+    ("auto", DeleteInto::Auto),
+    ("parent", DeleteInto::Parent),
+    ("children", DeleteInto::Children),
+];
+
+const COMPACT_MODE: &[(&str, CompactMode)] = &[
+    ("full", CompactMode::Full),
+    ("quick", CompactMode::Quick),
+    ("prezeroed", CompactMode::Prezeroed),
+];
+
 static OPEN: &[Key] = keys! {
     "read-only", ValueType::Bool, "off", "open for reading; no byte of any file is written",
         open.read_only = |v| boolean(v);
@@ -517,6 +621,88 @@ static JOB: &[Key] = keys! {
         job.base = |v| number(v, u64::from(u32::MAX)).map(|n| Some(n as usize));
 };
 
+static TREE: &[Key] = keys! {
+    "recurse", ValueType::Bool, "on", "look into the directories of the directories too",
+        tree.recurse = |v| boolean(v);
+    "outside", ValueType::Bool, "on", "follow recorded paths to parents outside the directories",
+        tree.outside = |v| boolean(v);
+};
+
+const FORMAT: &[(&str, Option<ImageFormat>)] = &[
+    ("raw", Some(ImageFormat::Raw)),
+    ("vhdx", Some(ImageFormat::Vhdx)),
+    ("vhd", Some(ImageFormat::Vhd)),
+];
+
+static CONVERT: &[Key] = keys! {
+    "to", ValueType::Choice(&["raw", "vhdx", "vhd"]), "what the new name ends in, or raw (migrate: vhdx)",
+        "the format of the new file",
+        convert.to = |v| choice(v, FORMAT);
+    "type", ValueType::Choice(&["dynamic", "fixed"]), "dynamic", "the type of the new disk",
+        convert.disk_type = |v| choice(v, &TYPE[..2]);
+    "block-size", ValueType::Size, "32M dynamic VHDX, 2M other",
+        "block size of the new disk, a power of two from 1M (VHD: 512k) to 256M",
+        convert.block_size = |v| size32(v);
+    "logical-sector-size", ValueType::Size, "the source's", "512 or 4096, for a VHDX",
+        convert.logical_sector_size = |v| size32(v);
+    "layer", ValueType::Number, "0", "write the disk as of this layer; 0 is the leaf",
+        convert.layer = |v| number(v, 255).map(|layer| layer as usize);
+    "parent", ValueType::Path, "", "make a differencing VHDX on this disk that holds only what differs from it",
+        convert.parent = |v| path(v).map(Some);
+    "rate", ValueType::Size, "0", "bytes read per second at most; 0 for no limit",
+        convert.rate = |v| size(v);
+};
+
+static MIGRATE: &[Key] = keys! {
+    "chain", ValueType::Bool, "off", "keep the chain: a VHDX for each VHD, instead of one that holds everything",
+        migrate.chain = |v| boolean(v);
+};
+
+static REVERT: &[Key] = keys! {
+    "unlink", ValueType::Bool, "off", "remove the files of the state left behind that no other disk depends on",
+        revert.unlink = |v| boolean(v);
+    "block-size", ValueType::Size, "2M", "payload block size of the new leaf, a power of two from 1M to 256M",
+        revert.block_size = |v| size32(v);
+};
+
+static DELETE: &[Key] = keys! {
+    "into", ValueType::Choice(&["auto", "parent", "children"]), "auto",
+        "where the content goes: into the parent, whose own state is then gone, or into each child; auto: into the parent \
+         unless other disks depend on it",
+        delete.into = |v| choice(v, INTO);
+    "mode", ValueType::Choice(&["auto", "copy", "reflink", "consume"]), "auto",
+        "how bytes travel into the parent: copy keeps the file whole, reflink shares extents, consume frees it as it goes",
+        delete.mode = |v| choice(v, MODE);
+    "rate", ValueType::Size, "0", "bytes per second at most; 0 for no limit",
+        delete.rate = |v| size(v);
+    "verify", ValueType::Bool, "off", "read the parent back and compare before the file is removed",
+        delete.verify = |v| boolean(v);
+};
+
+static REPARENT: &[Key] = keys! {
+    "ignore-id-mismatch", ValueType::Bool, "off",
+        "accept a parent with another data write GUID: its content is known to be right",
+        reparent.ignore_id_mismatch = |v| boolean(v);
+};
+
+static REBASE: &[Key] = keys! {
+    "rate", ValueType::Size, "0", "bytes per second at most; 0 for no limit",
+        rebase.rate = |v| size(v);
+};
+
+static COMPACT: &[Key] = keys! {
+    "mode", ValueType::Choice(&["full", "quick", "prezeroed"]), "full",
+        "full reads every block and moves them together, quick reads none, prezeroed moves none",
+        compact.mode = |v| choice(v, COMPACT_MODE);
+    "rate", ValueType::Size, "0", "bytes per second at most; 0 for no limit",
+        compact.rate = |v| size(v);
+};
+
+static RESIZE: &[Key] = keys! {
+    "unsafe", ValueType::Bool, "off", "cut off what is behind the new end, partitions too",
+        resize.allow_loss = |v| boolean(v);
+};
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -575,6 +761,15 @@ mod tests {
             error.to_string(),
             "option 'log': \"later\" is not one of auto, memory, replay, refuse"
         );
+    }
+
+    #[test]
+    fn a_value_that_any_operation_takes_under_the_name_is_accepted() {
+        check("mode", os("quick")).unwrap();
+        check("mode", os("consume")).unwrap();
+        let error = check("mode", os("never")).unwrap_err();
+        assert!(error.hint().unwrap().contains("for compact"), "{error:?}");
+        assert!(find(&[Kind::Merge], "mode").unwrap().check(os("quick")).is_err());
     }
 
     #[test]

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 /// The sections of the header, in the order in which a reader wants them.
 const SECTIONS: &[&str] = &[
-    "library", "error", "opts", "callback", "io", "disk", "info", "data", "ops", "job",
+    "library", "error", "opts", "callback", "io", "disk", "info", "data", "ops", "surgery", "shape", "convert",
+    "contents", "tree", "job",
 ];
 
 /// Types that callers name without `struct`.
@@ -20,6 +21,7 @@ const NAMED: &[&str] = &[
     "avhdx_resolve_cb",
     "avhdx_issue_cb",
     "avhdx_job",
+    "avhdx_tree",
 ];
 
 /// Lines C needs that Rust cannot say, by the section whose constants they join.
@@ -86,7 +88,10 @@ fn tidy(generated: &str) -> String {
     for name in NAMED {
         text = text.replace(&format!("struct {name} *"), &format!("{name} *"));
     }
-    // The one structure that is used before its section.
+    // Structures that are used outside their section.
+    if !text.contains("struct avhdx_extent") {
+        text = text.replace("avhdx_extent *", "struct avhdx_extent *");
+    }
     text.replace("const avhdx_io_ops *", "const struct avhdx_io_ops *")
         .replace("/**\n", "/*\n")
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use avhdx::ops;
-use avhdx::options::{CheckpointOptions, CreateOptions, DiskType, OpenOptions, ZeroFlags};
+use avhdx::options::{CheckpointOptions, ConvertOptions, CreateOptions, DiskType, OpenOptions, ZeroFlags};
 use avhdx::{Chain, ErrorKind};
 use common::{have, skip, MIB};
 
@@ -36,7 +36,7 @@ fn scribble(chain: &Chain, seed: u8) {
 }
 
 fn raw_copy(chain: &Chain, path: &Path) {
-    ops::convert_raw(chain, path, &mut |_| true).unwrap();
+    ops::convert(chain, path, &ConvertOptions::default(), &mut |_| true).unwrap();
 }
 
 #[test]

@@ -13,9 +13,10 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("trace", &[]),
     ("image", &["format", "storage", "log", "options", "trace"]),
     ("chain", &["format", "storage", "image", "options", "trace"]),
+    ("vhd", &["storage", "chain", "options", "trace"]),
     (
         "ops",
-        &["format", "storage", "log", "image", "chain", "options", "trace"],
+        &["format", "storage", "log", "image", "chain", "vhd", "options", "trace"],
     ),
     ("schema", &["options", "ops"]),
     ("ffi", &["storage", "chain", "ops", "options", "schema", "trace"]),

@@ -131,15 +131,24 @@ pub(crate) enum Command {
         #[command(flatten)]
         open: Open,
     },
-    /// Write the content of the disk to a sparse raw file
-    Convert {
-        /// The disk
-        leaf: PathBuf,
-        /// The new file; an existing one is never replaced
-        out: PathBuf,
-        #[command(flatten)]
-        open: Open,
-    },
+    /// Write the content of a disk to a new file of any format
+    Convert(crate::convert::Convert),
+    /// Write a VHD or AVHD, and its parents, as VHDX
+    Migrate(crate::convert::Migrate),
+    #[command(flatten)]
+    Surgery(crate::surgery::Surgery),
+    /// Make a file as short as it can be; the disk reads the same
+    Compact(crate::shape::Compact),
+    /// Change the virtual size
+    Resize(crate::shape::Resize),
+    /// Print the smallest size that resize accepts
+    MinSize(crate::shape::MinSize),
+    /// List, read, set and delete metadata items that users attached
+    Meta(crate::shape::Meta),
+    /// Set the physical sector size that the disk reports
+    SetPhysicalSectorSize(crate::shape::SetSectorSize),
+    /// Give the disk another identity, as a guest sees it
+    ResetDiskId(crate::shape::ResetId),
     /// Serve a disk over NBD, for QEMU, libvirt, libguestfs and others
     Serve {
         /// The disk; of a chain, the last file
@@ -182,6 +191,18 @@ pub(crate) enum Command {
         #[command(flatten)]
         open: Open,
     },
+    /// List what changed between two points of a chain
+    Diff(crate::contents::Diff),
+    /// Tell whether two disks read the same
+    Compare(crate::contents::Compare),
+    /// Print the checksum of what a disk reads as
+    Digest(crate::contents::Digest),
+    /// Show the disks in directories and who is whose parent
+    Tree(crate::tree::TreeArgs),
+    /// Hold the checkpoints in directories against thresholds
+    Monitor(crate::monitor::Monitor),
+    /// Merge away the oldest checkpoints of a disk
+    Prune(crate::prune::Prune),
 }
 
 #[derive(Debug, Subcommand)]
@@ -372,7 +393,7 @@ impl From<Mode> for MergeMode {
     }
 }
 
-fn size(text: &str) -> Result<u64, String> {
+pub(crate) fn size(text: &str) -> Result<u64, String> {
     avhdx::schema::parse_size(text).ok_or_else(|| "not a size: bytes, or a number with K, M, G or T".into())
 }
 

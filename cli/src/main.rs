@@ -1,11 +1,19 @@
-//! The `avhdx` command. Exit status: 0 done, 1 failed, 2 wrong usage, 3 check found a broken rule.
+//! The `avhdx` command. Exit status: 0 done, 1 failed, 2 wrong usage, 3 check found a broken rule. Compare: 1 different,
+//! 2 failed. Monitor: 3 a threshold is exceeded.
 
 mod args;
 mod bar;
+mod contents;
 mod control;
+mod convert;
 mod data;
+mod monitor;
+mod prune;
 mod report;
 mod serve;
+mod shape;
+mod surgery;
+mod tree;
 mod work;
 
 use std::process::ExitCode;
@@ -44,30 +52,37 @@ fn main() -> ExitCode {
     let command = Cli::parse().command;
     match run(command) {
         Ok(status) => ExitCode::from(status),
-        Err(Failure::Disk(error)) => {
+        Err(failure) => ExitCode::from(tell(failure)),
+    }
+}
+
+/// Says on standard error what went wrong; returns the exit status.
+pub(crate) fn tell(failure: Failure) -> u8 {
+    match failure {
+        Failure::Disk(error) => {
             eprintln!("avhdx: {}", error.chain_text());
             if let Some(hint) = error.hint() {
                 eprintln!("hint: {hint}");
             }
-            ExitCode::from(1)
+            1
         }
         // The reader has what it wanted.
-        Err(Failure::Stream(error)) if error.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
-        Err(Failure::Stream(error)) => {
+        Failure::Stream(error) if error.kind() == std::io::ErrorKind::BrokenPipe => 0,
+        Failure::Stream(error) => {
             eprintln!("avhdx: standard input or output: {error}");
-            ExitCode::from(1)
+            1
         }
-        Err(Failure::Other(message, hint)) => {
+        Failure::Other(message, hint) => {
             eprintln!("avhdx: {message}");
             if !hint.is_empty() {
                 eprintln!("hint: {hint}");
             }
-            ExitCode::from(1)
+            1
         }
-        Err(Failure::Usage(message)) => {
+        Failure::Usage(message) => {
             eprintln!("avhdx: {message}");
             eprintln!("hint: see avhdx --help");
-            ExitCode::from(2)
+            2
         }
     }
 }
@@ -105,6 +120,21 @@ fn run(command: Command) -> Outcome {
             open,
         } => serve::serve(&leaf, socket, read_only, run, plugin, &open),
         Command::Control { socket, export, verb } => control::control(&socket, export.as_deref(), verb),
+        Command::Diff(args) => contents::diff(&args),
+        Command::Compare(args) => contents::compare(&args),
+        Command::Digest(args) => contents::digest(&args),
+        Command::Tree(args) => tree::tree(&args),
+        Command::Monitor(args) => monitor::monitor(&args),
+        Command::Prune(args) => prune::prune(&args),
+        Command::Convert(args) => convert::convert(&args),
+        Command::Migrate(args) => convert::migrate(&args),
+        Command::Surgery(verb) => surgery::run(verb),
+        Command::Compact(args) => shape::compact(&args),
+        Command::Resize(args) => shape::resize(&args),
+        Command::MinSize(args) => shape::min_size(&args),
+        Command::Meta(args) => shape::meta(&args),
+        Command::SetPhysicalSectorSize(args) => shape::set_sector_size(&args),
+        Command::ResetDiskId(args) => shape::reset_id(&args),
         command => work::run(command),
     }
 }

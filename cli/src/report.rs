@@ -13,7 +13,7 @@ use crate::Outcome;
 /// Extents asked for at once.
 const EXTENTS: usize = 4096;
 
-fn human(bytes: u64) -> String {
+pub(crate) fn human(bytes: u64) -> String {
     let mut value = bytes as f64;
     let mut unit = "B";
     for next in ["KiB", "MiB", "GiB", "TiB"] {
@@ -30,7 +30,7 @@ fn human(bytes: u64) -> String {
 }
 
 /// Text from a file, safe for a terminal.
-fn safe(text: &str) -> String {
+pub(crate) fn safe(text: &str) -> String {
     text.chars()
         .flat_map(|c| {
             if c.is_control() {
@@ -46,7 +46,12 @@ pub(crate) fn info(path: &Path, open: &Open, json: bool, whole_chain: bool) -> O
     let mut options = open.reading();
     // Telling what one file is does not need its parents.
     options.parents &= whole_chain;
-    let chain = Chain::open(path, &options)?;
+    let chain = match Chain::open(path, &options) {
+        Err(error) if error.kind() == avhdx::ErrorKind::NotVhdx && avhdx::vhd::is_vhd(path, &options)? => {
+            return crate::convert::vhd_info(path, &options, json);
+        }
+        opened => opened?,
+    };
     let info = chain.info()?;
     let mut out = io::stdout().lock();
     if json {

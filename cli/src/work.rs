@@ -7,7 +7,7 @@ use crate::args::Command;
 use crate::bar::Bar;
 use crate::{Failure, Outcome};
 
-fn small(value: Option<u64>, name: &str) -> Result<u32, Failure> {
+pub(crate) fn small(value: Option<u64>, name: &str) -> Result<u32, Failure> {
     u32::try_from(value.unwrap_or(0)).map_err(|_| Failure::Usage(format!("{name} is too large")))
 }
 
@@ -83,13 +83,6 @@ pub(crate) fn run(command: Command) -> Outcome {
             for path in &report.removed {
                 println!("removed {}", path.display());
             }
-            Ok(0)
-        }
-        Command::Convert { leaf, out, open } => {
-            let chain = Chain::open(&leaf, &open.reading())?;
-            let mut bar = Bar::new("converting");
-            ops::convert_raw(&chain, &out, &mut |p| bar.show(p.done, p.total))?;
-            bar.finish();
             Ok(0)
         }
         _ => Err(Failure::Usage("an unknown command".into())),

@@ -1,7 +1,7 @@
 //! A chain of files as one disk: `base.vhdx <- a.avhdx <- b.avhdx`, writes go to the last.
 //!
 //! ```text
-//!   open      the leaf, then parent after parent        locate    which file is the parent
+//!   open      the leaf, then parent after parent        locate    which file is the parent (search: how)
 //!   snapshot  the layers at one moment, reading         map       who holds what below the leaf, resolved once
 //!   data      read, write, zero, discard, flush         status    extents
 //!   paths     Windows paths and the host's              types     what callers are told
@@ -16,6 +16,7 @@ pub(crate) mod locate;
 pub(crate) mod map;
 pub(crate) mod open;
 pub(crate) mod paths;
+pub(crate) mod search;
 pub(crate) mod snapshot;
 mod status;
 mod types;

@@ -56,6 +56,10 @@ fn layout_and_constants_are_as_released() {
             struct_size, reserved, errors, warnings, notes, allocated_blocks, total_blocks, leaked_bytes,
         }
         avhdx_progress { struct_size, reserved, done, total }
+        avhdx_tree_node {
+            struct_size, role, r#type, flags, problems, parent, child_count, depth, virtual_size, file_size, actual_size,
+            modified, virtual_disk_id, data_write_guid, parent_linkage,
+        }
     }
     constants! { text:
         AVHDX_LOG_ERROR AVHDX_LOG_WARN AVHDX_LOG_INFO AVHDX_LOG_DEBUG
@@ -63,6 +67,11 @@ fn layout_and_constants_are_as_released() {
         AVHDX_TYPE_FIXED AVHDX_TYPE_DYNAMIC AVHDX_TYPE_DIFFERENCING
         AVHDX_INFO_DIRTY_LOG AVHDX_INFO_READ_ONLY AVHDX_INFO_PENDING_MERGE AVHDX_INFO_HAS_PARENT
         AVHDX_FUA AVHDX_MAY_UNMAP AVHDX_FAST AVHDX_ONE
+        AVHDX_EXACT AVHDX_STRICT AVHDX_NO_NODE
+        AVHDX_ROLE_DISK AVHDX_ROLE_BASE AVHDX_ROLE_CHECKPOINT AVHDX_ROLE_LEAF AVHDX_ROLE_ORPHAN AVHDX_ROLE_SET
+        AVHDX_ROLE_BROKEN AVHDX_PROBLEM_MISSING_PARENT AVHDX_PROBLEM_PARENT_MODIFIED AVHDX_PROBLEM_INTERRUPTED_MERGE
+        AVHDX_PROBLEM_STALE_PATH AVHDX_PROBLEM_DUPLICATE AVHDX_PROBLEM_BROKEN AVHDX_PROBLEM_LOOP
+        AVHDX_META_DISK
         AVHDX_STATE_DATA AVHDX_STATE_ZERO AVHDX_STATE_HOLE AVHDX_STATE_UNMAPPED AVHDX_STATE_UNDEFINED
         AVHDX_SEVERITY_NOTE AVHDX_SEVERITY_WARNING AVHDX_SEVERITY_ERROR
         AVHDX_ERR_NOT_VHDX AVHDX_ERR_UNSUPPORTED AVHDX_ERR_CORRUPT AVHDX_ERR_CHECKSUM AVHDX_ERR_TRUNCATED

@@ -25,19 +25,34 @@ const VERSION: &CStr = match CStr::from_bytes_with_nul(concat!(env!("CARGO_PKG_V
 const FEATURES: &[&str] = &[
     "check",
     "checkpoint",
+    "compact",
+    "compare",
+    "convert",
     "create",
     "create.differencing",
     "create.dynamic",
     "create.fixed",
+    "delete",
+    "detach",
+    "diff",
+    "digest",
     "io-ops",
     "job",
     "merge",
     "merge.consume",
     "merge.copy",
     "merge.reflink",
+    "metadata",
+    "migrate",
     "open-fd",
+    "rebase",
     "reflink",
+    "reparent",
+    "resize",
     "resolver",
+    "revert",
+    "tree",
+    "vhd",
 ];
 
 /// The version of the library in use, "1.0.0". Never NULL; lives as long as the library. Any thread. Since 1.0.
@@ -47,7 +62,9 @@ pub extern "C" fn avhdx_version() -> *const c_char {
 }
 
 /// 1 if the library in use has a feature, 0 if not: "create", "checkpoint", "merge", "merge.copy", "merge.reflink",
-/// "merge.consume", "reflink", "check", "io-ops", "job", "open-fd", "resolver". A name nobody knows is 0.
+/// "merge.consume", "reflink", "revert", "delete", "reparent", "rebase", "detach", "compact", "resize", "metadata",
+/// "convert", "migrate", "vhd" (VHD is read by avhdx_migrate and written by avhdx_convert), "diff", "compare",
+/// "digest", "tree", "check", "job", "io-ops", "open-fd", "resolver". A name nobody knows is 0.
 /// feature: not NULL. Any thread. Since 1.0.
 ///
 /// # Safety
@@ -61,7 +78,8 @@ pub unsafe extern "C" fn avhdx_has(feature: *const c_char) -> c_int {
     })
 }
 
-/// The options of "open", "create", "checkpoint", "merge" or "check" as a JSON array of
+/// The options of "open", "create", "checkpoint", "merge", "revert", "delete", "reparent", "rebase", "detach",
+/// "compact", "resize", "convert", "migrate", "tree", "check" or "job" as a JSON array of
 /// {"name", "type", "default", "meaning", "since"} and, for type "choice", "choices". Free it with avhdx_free.
 /// NULL for another kind. kind: not NULL. Any thread. Since 1.0.
 ///

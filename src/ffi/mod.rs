@@ -60,6 +60,8 @@
 #![warn(clippy::undocumented_unsafe_blocks)]
 
 mod callback;
+mod contents;
+mod convert;
 mod data;
 mod disk;
 mod error;
@@ -70,11 +72,16 @@ mod job;
 mod library;
 mod ops;
 mod opts;
+mod shape;
+mod surgery;
+mod tree;
 
 #[cfg(test)]
 mod layout;
 
 pub use callback::{avhdx_log_cb, avhdx_parent_query, avhdx_progress_cb, avhdx_resolve_cb};
+pub use contents::*;
+pub use convert::*;
 pub use data::*;
 pub use disk::{avhdx_abort, avhdx_close, avhdx_disk, avhdx_flush, avhdx_open, avhdx_open_chain, avhdx_open_fd};
 pub use error::*;
@@ -84,6 +91,9 @@ pub use job::*;
 pub use library::*;
 pub use ops::*;
 pub use opts::*;
+pub use shape::*;
+pub use surgery::*;
+pub use tree::*;
 
 use std::ffi::c_char;
 

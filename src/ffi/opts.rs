@@ -26,7 +26,7 @@ pub struct avhdx_opts {
 
 impl avhdx_opts {
     fn set(&mut self, name: &str, value: &OsStr) -> Result<()> {
-        schema::find(Kind::ALL, name)?.check(value)?;
+        schema::check(name, value)?;
         self.entries.retain(|(known, _)| known != name);
         self.entries.push((name.to_string(), value.to_os_string()));
         Ok(())

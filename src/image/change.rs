@@ -134,6 +134,12 @@ impl Change<'_> {
         absent
     }
 
+    /// Stores the entry of a sector bitmap block that moved, or went.
+    pub(super) fn set_bitmap_block(&mut self, chunk: ChunkIndex, entry: BitmapEntry) {
+        let index = self.image.geometry().bitmap_index(chunk).0;
+        self.set_bat_word(index, entry.encode());
+    }
+
     /// Changes the words of a range of bits in place: `change(word, mask)`.
     fn each_word(&mut self, bits: Bits, change: impl Fn(&std::sync::atomic::AtomicU64, u64)) -> Result<()> {
         let Bits { chunk, first, count } = bits;

@@ -9,8 +9,10 @@
 //!   change       metadata in memory: held pages, one change at a time
 //!   commit       payload -> log entry -> in place                         (one leader, any number of followers)
 //!   headers      the two-round header update
+//!   fill         content where the parent shows through   (rebase, detach, deleting a layer)
 //!   create       a new file
 //!   restructure  what changes the shape of an existing one: locator, size, virtual disk items
+//!   compact      giving space back: zero blocks, blocks and bitmaps moved down, the file cut
 //! ```
 //!
 //! The geometry of an [`Image`] never changes: what resizes a file closes the image and opens a new one.
@@ -19,7 +21,9 @@ mod allocate;
 pub(crate) mod change;
 pub(crate) mod claims;
 pub(crate) mod commit;
+pub(crate) mod compact;
 pub(crate) mod create;
+pub(crate) mod fill;
 pub(crate) mod front;
 pub(crate) mod headers;
 pub(crate) mod lookup;
@@ -254,6 +258,14 @@ impl Image {
     /// Changes what is locked.
     pub(crate) fn lock(&self, mode: LockMode) -> Result<()> {
         self.storage.lock(mode).map_err(|e| locked(e).with_path(&self.name))
+    }
+
+    /// Refuses every further write, with `error` as the reason, and returns it.
+    pub(crate) fn poison(&self, error: Error) -> Error {
+        match &self.writer {
+            Some(writer) => writer.poison(error),
+            None => error,
+        }
     }
 
     fn writer(&self) -> Result<&Writer> {

@@ -1,5 +1,5 @@
 //! Changes of a file's shape: metadata items, the parent locator, the virtual size (docs/durability.md "Metadata
-//! items", "Grow"). The caller is the only user of the image meanwhile, except for [`Image::set_locator`].
+//! items", "Grow", "Shrink"). The caller is the only user of the image meanwhile, except for [`Image::set_locator`].
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,6 +14,8 @@ use crate::format::bat::{PayloadEntry, PayloadState};
 use crate::format::locator::Locator;
 use crate::format::metadata::{self, Item, MetadataTable};
 use crate::format::region::{self, RegionTable};
+use crate::guid::Guid;
+use crate::limits;
 use crate::log::ring::PageBytes;
 use crate::options::LogPolicy;
 use crate::units::{align_down, BatIndex, BatSlot, Geometry, LOG_SECTOR, MIB};
@@ -22,7 +24,23 @@ use crate::units::{align_down, BatIndex, BatSlot, Geometry, LOG_SECTOR, MIB};
 struct Edit {
     table: MetadataTable,
     region_length: u32,
-    writes: Vec<(u32, Vec<u8>)>,
+    writes: Vec<(Key, Vec<u8>)>,
+    /// An item found no room: its offset is not right, and the region must move.
+    full: bool,
+}
+
+/// What tells items apart.
+type Key = (Guid, bool);
+
+fn key(item: &Item) -> Key {
+    (item.id, item.is_user)
+}
+
+/// Whether the metadata region may move for want of room. The image must be opened anew if it does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Room {
+    InPlace,
+    MayMove,
 }
 
 impl Edit {
@@ -32,19 +50,13 @@ impl Edit {
             .ok()
             .filter(|&length| u64::from(length) <= MIB)
             .ok_or_else(|| Error::new(ErrorKind::Argument, "a metadata item is larger than 1 MiB"))?;
-        let known = self
-            .table
-            .items
-            .iter()
-            .position(|i| i.id == item.id && i.is_user == item.is_user);
+        let known = self.table.items.iter().position(|i| key(i) == key(&item));
         let offset = match known.map(|at| self.table.items.remove(at)) {
             Some(old) if length <= old.length => old.offset,
-            _ => self.table.free_range(length, self.region_length).ok_or_else(|| {
-                Error::new(
-                    ErrorKind::NoSpace,
-                    "the metadata region has no room for an item of this size",
-                )
-            })?,
+            _ => self.table.free_range(length, self.region_length).unwrap_or_else(|| {
+                self.full = true;
+                0
+            }),
         };
         self.table.items.push(Item {
             offset: if length == 0 { 0 } else { offset },
@@ -52,10 +64,54 @@ impl Edit {
             ..item
         });
         if length != 0 {
-            self.writes.push((offset, bytes));
+            self.writes.push((key(&item), bytes));
         }
         Ok(())
     }
+}
+
+/// The blocks that a growing disk gains.
+struct Added {
+    geometry: Geometry,
+    first: u64,
+    /// Where they are, one after the other, in a fixed disk.
+    place: Option<u64>,
+}
+
+impl Added {
+    /// What an entry of the grown BAT is at first. In a differencing disk zero: a parent may reach further than this
+    /// disk did.
+    fn initial_entry(&self, index: u64) -> u64 {
+        let BatSlot::Payload(block) = self.geometry.slot(BatIndex(index)) else {
+            return 0;
+        };
+        if block.0 < self.first || block.0 >= self.geometry.block_count() {
+            return 0;
+        }
+        let (state, file_offset) = match self.place {
+            Some(place) => (
+                PayloadState::FullyPresent,
+                place + (block.0 - self.first) * self.geometry.block_size(),
+            ),
+            None if self.geometry.is_differencing() => (PayloadState::Zero, 0),
+            None => return 0,
+        };
+        PayloadEntry { state, file_offset }.encode()
+    }
+}
+
+fn mode_for(of_disk: bool) -> WriteMode {
+    match of_disk {
+        true => WriteMode::Data,
+        false => WriteMode::File,
+    }
+}
+
+fn no_room() -> Error {
+    Error::new(
+        ErrorKind::NoSpace,
+        "the metadata region has no room for an item of this size",
+    )
 }
 
 impl Image {
@@ -71,24 +127,51 @@ impl Image {
         };
         let mut edit = self.edit();
         edit.put(item, locator.encode())?;
-        self.stage_edit(edit, Vec::new(), WriteMode::File).at(self.name())?;
+        self.stage_edit(edit, Vec::new(), WriteMode::File, Room::InPlace)
+            .at(self.name())?;
         self.metadata.lock().items.locator = Some(locator.clone());
         self.commit()
     }
 
+    /// Makes the disk one without parent, durably. No block is partly present. The image must be opened anew afterwards
+    /// ([`Image::reopen`]).
+    pub(crate) fn remove_parent(&self) -> Result<()> {
+        let mut parameters = self.metadata.lock().items.parameters;
+        parameters.has_parent = false;
+        // It means nothing in a differencing disk, and would make this one a fixed disk.
+        parameters.leave_block_allocated = false;
+        let mut edit = self.edit();
+        edit.table
+            .items
+            .retain(|item| item.id != metadata::PARENT_LOCATOR || item.is_user);
+        let item = edit.table.find(metadata::FILE_PARAMETERS).copied();
+        let item = item.ok_or_else(|| Error::new(ErrorKind::Bug, "an open disk has no parameters"))?;
+        edit.put(item, parameters.encode().to_vec())?;
+        self.stage_edit(edit, Vec::new(), WriteMode::File, Room::InPlace)
+            .at(self.name())?;
+        self.commit()
+    }
+
+    /// Every metadata item, as the table has it.
+    pub(crate) fn metadata_items(&self) -> Vec<Item> {
+        self.metadata.lock().table.items.clone()
+    }
+
+    /// The content of an item of [`Image::metadata_items`].
+    pub(crate) fn item_bytes(&self, item: &Item) -> Result<Vec<u8>> {
+        let mut bytes = vec![0; item.length as usize];
+        if item.length != 0 {
+            self.read_metadata(&mut bytes, self.regions.metadata().offset + u64::from(item.offset))?;
+        }
+        Ok(bytes)
+    }
+
     /// The items that belong to the virtual disk and not to the file, with their content.
     pub(crate) fn virtual_disk_items(&self) -> Result<Vec<(Item, Vec<u8>)>> {
-        let items: Vec<Item> = self.metadata.lock().table.items.clone();
-        items
+        self.metadata_items()
             .into_iter()
             .filter(|item| item.is_virtual_disk)
-            .map(|item| {
-                let mut bytes = vec![0; item.length as usize];
-                if item.length != 0 {
-                    self.read_metadata(&mut bytes, self.regions.metadata().offset + u64::from(item.offset))?;
-                }
-                Ok((item, bytes))
-            })
+            .map(|item| Ok((item, self.item_bytes(&item)?)))
             .collect()
     }
 
@@ -96,16 +179,41 @@ impl Image {
     /// one log entry. The size does not grow by this (see [`Image::grow`]). The image must be opened anew afterwards.
     pub(crate) fn replace_virtual_disk_items(&self, items: Vec<(Item, Vec<u8>)>) -> Result<()> {
         let mut edit = self.edit();
-        edit.table.items.retain(|old| {
-            !old.is_virtual_disk
-                || items
-                    .iter()
-                    .any(|(new, _)| (new.id, new.is_user) == (old.id, old.is_user))
-        });
+        edit.table
+            .items
+            .retain(|old| !old.is_virtual_disk || items.iter().any(|(new, _)| key(new) == key(old)));
         for (item, bytes) in items {
             edit.put(item, bytes)?;
         }
-        self.stage_edit(edit, Vec::new(), WriteMode::Data).at(self.name())?;
+        self.stage_edit(edit, Vec::new(), WriteMode::Data, Room::MayMove)
+            .at(self.name())?;
+        self.commit()
+    }
+
+    /// Adds or replaces one item, durably. The image must be opened anew afterwards.
+    pub(crate) fn put_item(&self, item: Item, bytes: Vec<u8>) -> Result<()> {
+        let was_of_disk = self
+            .metadata_items()
+            .iter()
+            .any(|old| key(old) == key(&item) && old.is_virtual_disk);
+        let mut edit = self.edit();
+        edit.put(item, bytes)?;
+        self.stage_edit(
+            edit,
+            Vec::new(),
+            mode_for(item.is_virtual_disk || was_of_disk),
+            Room::MayMove,
+        )
+        .at(self.name())?;
+        self.commit()
+    }
+
+    /// Removes one item, durably. The image must be opened anew afterwards.
+    pub(crate) fn remove_item(&self, item: &Item) -> Result<()> {
+        let mut edit = self.edit();
+        edit.table.items.retain(|old| key(old) != key(item));
+        self.stage_edit(edit, Vec::new(), mode_for(item.is_virtual_disk), Room::InPlace)
+            .at(self.name())?;
         self.commit()
     }
 
@@ -114,11 +222,28 @@ impl Image {
             table: self.metadata.lock().table.clone(),
             region_length: self.regions.metadata().length,
             writes: Vec::new(),
+            full: false,
         }
     }
 
-    /// Stages every 4 KiB page that the edit changes, with `more`, as one log entry.
-    fn stage_edit(&self, edit: Edit, more: Vec<(u64, PageBytes)>, mode: WriteMode) -> Result<()> {
+    /// Stages every 4 KiB page that the edit changes, with `more`, as one log entry; or, when the region or a log entry
+    /// has no room for that, a region at another place.
+    fn stage_edit(&self, edit: Edit, more: Vec<(u64, PageBytes)>, mode: WriteMode, room: Room) -> Result<()> {
+        if !edit.full {
+            let pages = self.edited_pages(&edit, more)?;
+            if pages.len() <= self.writer()?.max_pages {
+                self.stage(pages, mode)?;
+                self.metadata.lock().table = edit.table;
+                return Ok(());
+            }
+        }
+        match room {
+            Room::InPlace => Err(no_room()),
+            Room::MayMove => self.move_metadata(edit, mode),
+        }
+    }
+
+    fn edited_pages(&self, edit: &Edit, more: Vec<(u64, PageBytes)>) -> Result<Vec<(u64, PageBytes)>> {
         let base = self.regions.metadata().offset;
         let mut pages: BTreeMap<u64, PageBytes> = more.into_iter().collect();
         let mut patch = |mut at: u64, mut bytes: &[u8]| -> Result<()> {
@@ -135,15 +260,59 @@ impl Image {
             }
             Ok(())
         };
-        for (offset, bytes) in &edit.writes {
-            patch(base + u64::from(*offset), bytes)?;
+        for (written, bytes) in &edit.writes {
+            if let Some(item) = edit.table.items.iter().find(|item| key(item) == *written) {
+                patch(base + u64::from(item.offset), bytes)?;
+            }
         }
         for (at, page) in pages_of(base, &edit.table.encode()) {
             if self.metadata_page(at)? != page {
                 patch(at, &page)?;
             }
         }
-        self.stage(pages.into_iter().collect(), mode)?;
+        Ok(pages.into_iter().collect())
+    }
+
+    /// Writes the edited items, packed, to a new region and stages the region tables that refer to it
+    /// (docs/durability.md "Metadata items").
+    fn move_metadata(&self, mut edit: Edit, mode: WriteMode) -> Result<()> {
+        let writer = self.begin(mode)?;
+        self.ensure_space(writer)?;
+        let mut contents = Vec::new();
+        let mut end = metadata::TABLE_SIZE as u64;
+        for item in &mut edit.table.items {
+            let written = edit.writes.iter().position(|(written, _)| *written == key(item));
+            let bytes = match written {
+                Some(at) => std::mem::take(&mut edit.writes[at].1),
+                None => self.item_bytes(item)?,
+            };
+            if bytes.is_empty() {
+                continue;
+            }
+            item.offset = u32::try_from(end).map_err(|_| no_room())?;
+            end = (end + bytes.len() as u64).next_multiple_of(8);
+            contents.push((u64::from(item.offset), bytes));
+        }
+        let length = u32::try_from(end.next_multiple_of(MIB))
+            .ok()
+            .filter(|&length| length <= limits::MAX_METADATA_REGION_LEN)
+            .ok_or_else(no_room)?;
+        let place = self.take_space(writer, u64::from(length))?;
+        let writing = |at: u64| move || format!("write at file offset {at:#x}");
+        if !place.zeroed {
+            self.storage
+                .zero_range(place.file_offset, place.len)
+                .context(writing(place.file_offset))?;
+        }
+        contents.push((0, edit.table.encode()));
+        for (offset, bytes) in contents {
+            let at = place.file_offset + offset;
+            self.storage.write_at(&bytes, at).context(writing(at))?;
+        }
+        // ORDER: the new region is durable before the log entry that makes it the metadata region: the commit sees to
+        // it. The old one is not reused before the image is opened anew, with an empty log (I5).
+        let pages = self.region_pages(region::METADATA, place.file_offset, length)?;
+        self.stage(pages, mode)?;
         self.metadata.lock().table = edit.table;
         Ok(())
     }
@@ -199,19 +368,74 @@ impl Image {
         self.zero_last_block_tail()?;
         // From here on the BAT is changed as raw pages: nothing of it may be newer in memory.
         self.clean_keeping_mode()?;
+        let added = Added {
+            geometry: new,
+            first: old.block_count(),
+            place: self.space_for_new_blocks(&old, &new)?,
+        };
         let mut edit = self.edit();
         let mut pages = Vec::new();
         if new.bat_region_len() > u64::from(self.regions.bat().length) {
-            pages = self.move_bat(&old, &new)?;
+            pages = self.move_bat(&old, &added)?;
         } else {
-            self.initialise_entries(&old, &new)?;
+            self.initialise_entries(&old, &added)?;
         }
-        let item = edit.table.find(metadata::VIRTUAL_DISK_SIZE).copied();
-        let item = item.ok_or_else(|| Error::new(ErrorKind::Bug, "an open disk has no size item"))?;
-        edit.put(item, size.to_le_bytes().to_vec())?;
+        edit.put(self.size_item()?, size.to_le_bytes().to_vec())?;
         // ORDER: entries beyond the size mean nothing; size and, if it moved, the BAT's place change in one log entry.
-        self.stage_edit(edit, pages, WriteMode::Data)?;
+        self.stage_edit(edit, pages, WriteMode::Data, Room::InPlace)?;
         self.commit()
+    }
+
+    /// Makes the disk `size` bytes long, forgetting what is behind. The image must be opened anew afterwards
+    /// ([`Image::reopen`]); only then is the space of the blocks behind free.
+    pub(crate) fn shrink(&self, size: u64) -> Result<()> {
+        self.shrink_inner(size).at(self.name())
+    }
+
+    fn shrink_inner(&self, size: u64) -> Result<()> {
+        let old = *self.geometry();
+        let new = Geometry::new(
+            size,
+            old.block_size() as u32,
+            old.sector_size() as u32,
+            old.is_differencing(),
+            self.regions.metadata().offset,
+        )?;
+        self.ensure_mode(WriteMode::Data)?;
+        // From here on the BAT is changed as raw pages: nothing of it may be newer in memory.
+        self.clean_keeping_mode()?;
+        let mut edit = self.edit();
+        edit.put(self.size_item()?, size.to_le_bytes().to_vec())?;
+        self.stage_edit(edit, Vec::new(), WriteMode::Data, Room::InPlace)?;
+        // ORDER: the size is durable before an entry behind it is cleared: until then those blocks are the disk's.
+        self.commit()?;
+        // The file is no longer what this image takes it for.
+        self.clear_behind(&old, &new).map_err(|error| self.poison(error))
+    }
+
+    /// Clears the entries that mean nothing at the new size.
+    fn clear_behind(&self, old: &Geometry, new: &Geometry) -> Result<()> {
+        let first = new.payload_index(new.block_of(new.virtual_size() - 1)).0 + 1;
+        for page in first / PAGE_WORDS..old.bat_entries().div_ceil(PAGE_WORDS) {
+            let at = self.regions.bat().offset + page * PAGE_BYTES as u64;
+            let before = self.metadata_page(at)?;
+            let mut bytes = before;
+            for (i, raw) in bytes.chunks_exact_mut(8).enumerate() {
+                let index = page * PAGE_WORDS + i as u64;
+                if index >= first && index < old.bat_entries() && Self::is_new_entry(new, index) {
+                    raw.fill(0);
+                }
+            }
+            if bytes != before {
+                self.stage(vec![(at, bytes)], WriteMode::Data)?;
+            }
+        }
+        self.commit()
+    }
+
+    fn size_item(&self) -> Result<Item> {
+        let item = self.metadata.lock().table.find(metadata::VIRTUAL_DISK_SIZE).copied();
+        item.ok_or_else(|| Error::new(ErrorKind::Bug, "an open disk has no size item"))
     }
 
     /// The bytes of the last block behind the end of the disk may hold anything; they are about to become visible.
@@ -245,16 +469,21 @@ impl Image {
         }
     }
 
-    /// What an entry of the grown BAT is at first: a parent may reach further than this disk did.
-    fn initial_entry(geometry: &Geometry, index: u64) -> u64 {
-        match geometry.slot(BatIndex(index)) {
-            BatSlot::Payload(block) if geometry.is_differencing() && block.0 < geometry.block_count() => PayloadEntry {
-                state: PayloadState::Zero,
-                file_offset: 0,
-            }
-            .encode(),
-            _ => 0,
+    /// Blocks of a fixed disk have their place from the start, zeroed.
+    fn space_for_new_blocks(&self, old: &Geometry, new: &Geometry) -> Result<Option<u64>> {
+        let count = new.block_count() - old.block_count();
+        if !self.is_fixed() || count == 0 {
+            return Ok(None);
         }
+        let writer = self.writer()?;
+        self.ensure_space(writer)?;
+        let place = self.take_space(writer, count * new.block_size())?;
+        if !place.zeroed {
+            self.storage
+                .zero_range(place.file_offset, place.len)
+                .context(|| format!("write at file offset {:#x}", place.file_offset))?;
+        }
+        Ok(Some(place.file_offset))
     }
 
     /// Slots that mean nothing at the old size may hold anything. The one of the old last chunk's bitmap is kept.
@@ -266,7 +495,8 @@ impl Image {
     }
 
     /// The region is large enough: the new entries are logged in as many log entries as it takes.
-    fn initialise_entries(&self, old: &Geometry, new: &Geometry) -> Result<()> {
+    fn initialise_entries(&self, old: &Geometry, added: &Added) -> Result<()> {
+        let new = &added.geometry;
         let first = old.payload_index(old.block_of(old.virtual_size() - 1)).0 + 1;
         let bat_offset = self.regions.bat().offset;
         for page in first / PAGE_WORDS..new.bat_entries().div_ceil(PAGE_WORDS) {
@@ -276,7 +506,7 @@ impl Image {
             for (i, raw) in bytes.chunks_exact_mut(8).enumerate() {
                 let index = page * PAGE_WORDS + i as u64;
                 if index < new.bat_entries() && Self::is_new_entry(old, index) {
-                    raw.copy_from_slice(&Self::initial_entry(new, index).to_le_bytes());
+                    raw.copy_from_slice(&added.initial_entry(index).to_le_bytes());
                 }
             }
             if bytes != before {
@@ -287,7 +517,8 @@ impl Image {
     }
 
     /// Writes the grown BAT to a new place and returns the region table pages that refer to it.
-    fn move_bat(&self, old: &Geometry, new: &Geometry) -> Result<Vec<(u64, PageBytes)>> {
+    fn move_bat(&self, old: &Geometry, added: &Added) -> Result<Vec<(u64, PageBytes)>> {
+        let new = &added.geometry;
         let writer = self.writer()?;
         self.ensure_space(writer)?;
         let place = self.take_space(writer, new.bat_region_len())?;
@@ -310,7 +541,7 @@ impl Image {
             for (i, raw) in bytes.chunks_exact_mut(8).enumerate() {
                 let index = first + i as u64;
                 if index >= old.bat_entries() || Self::is_new_entry(old, index) {
-                    raw.copy_from_slice(&Self::initial_entry(new, index).to_le_bytes());
+                    raw.copy_from_slice(&added.initial_entry(index).to_le_bytes());
                 }
             }
             if bytes.iter().any(|&b| b != 0) {
@@ -322,16 +553,17 @@ impl Image {
             first += count;
         }
         // ORDER: the new BAT is durable before the log entry that makes it the BAT: the commit sees to it.
+        self.region_pages(region::BAT, place.file_offset, place.len as u32)
+    }
+
+    /// The pages of both region tables that change when a region gets another place.
+    fn region_pages(&self, guid: Guid, offset: u64, length: u32) -> Result<Vec<(u64, PageBytes)>> {
         let regions = self
             .regions
             .regions
             .iter()
-            .map(|r| match r.guid == region::BAT {
-                true => region::Region {
-                    offset: place.file_offset,
-                    length: place.len as u32,
-                    ..*r
-                },
+            .map(|r| match r.guid == guid {
+                true => region::Region { offset, length, ..*r },
                 false => *r,
             })
             .collect();

@@ -148,6 +148,21 @@ impl Space {
         })
     }
 
+    /// Takes `len` bytes from the lowest hole that is large enough, begins at or after `from` and ends at or before
+    /// `limit`.
+    pub(crate) fn take_below(&mut self, len: u64, from: u64, limit: u64) -> Option<Allocation> {
+        let count = len.div_ceil(MIB);
+        let start = self.find_in(from / MIB, (limit / MIB).min(self.units), count)?;
+        let zeroed = (start..start + count).all(|unit| self.zero.get(unit));
+        self.own(start, count);
+        self.zero.set(start, count, false);
+        Some(Allocation {
+            file_offset: start * MIB,
+            len: count * MIB,
+            zeroed,
+        })
+    }
+
     /// The lengths to give the file so that `len` bytes can be taken at its end: a generous one and the least.
     pub(crate) fn growth_for(&self, len: u64) -> Result<(u64, u64)> {
         let free_tail = (0..self.units).rev().take_while(|&unit| !self.owned.get(unit)).count() as u64;
@@ -211,6 +226,11 @@ impl Space {
             .find(|&unit| self.owned.get(unit))
             .map_or(0, |unit| unit + 1)
             * MIB
+    }
+
+    /// Bytes that some structure owns.
+    pub(crate) fn used_bytes(&self) -> u64 {
+        (self.units - self.free) * MIB
     }
 
     /// Bytes inside the file that nobody owns.

@@ -161,7 +161,13 @@ impl Image {
     }
 
     /// With the block claimed exclusively.
-    fn write_claimed(&self, writer: &Writer, block: BlockIndex, offset: u64, payload: Payload<'_>) -> Result<()> {
+    pub(super) fn write_claimed(
+        &self,
+        writer: &Writer,
+        block: BlockIndex,
+        offset: u64,
+        payload: Payload<'_>,
+    ) -> Result<()> {
         let entry = self.payload(block)?;
         match entry.state.is_present() {
             true => self.write_present(writer, block, entry, offset, payload),
@@ -355,7 +361,13 @@ impl Image {
     }
 
     /// Takes a block's place from it. The block is claimed exclusively.
-    fn retire(&self, writer: &Writer, block: BlockIndex, before: PayloadEntry, state: PayloadState) -> Result<()> {
+    pub(super) fn retire(
+        &self,
+        writer: &Writer,
+        block: BlockIndex,
+        before: PayloadEntry,
+        state: PayloadState,
+    ) -> Result<()> {
         self.ensure_space(writer)?;
         let held = Held::default().block(self, block)?;
         let _room = self.reserve(writer, held.len())?;

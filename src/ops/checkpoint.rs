@@ -16,12 +16,7 @@ use crate::storage::{Access, LockMode};
 pub fn checkpoint(chain: &Chain, new_leaf: &Path, options: &CheckpointOptions) -> Result<()> {
     let _control = chain.control.lock();
     chain.check_writable()?;
-    if options.block_size != 0 && !options.block_size.is_power_of_two() {
-        return Err(
-            Error::new(ErrorKind::Argument, format!("a block size of {}", options.block_size))
-                .with_hint("it is a power of two from 1 MiB to 256 MiB"),
-        );
-    }
+    check_options(options)?;
     let _no_writes = chain.gate().write();
     let snapshot = chain.current();
     let old = snapshot.leaf();
@@ -52,7 +47,19 @@ pub fn checkpoint(chain: &Chain, new_leaf: &Path, options: &CheckpointOptions) -
     Ok(())
 }
 
-fn new_child(chain: &Chain, old: &Image, path: &Path, options: &CheckpointOptions) -> Result<Image> {
+/// Refuses what no file can have.
+pub(super) fn check_options(options: &CheckpointOptions) -> Result<()> {
+    if options.block_size != 0 && !options.block_size.is_power_of_two() {
+        return Err(
+            Error::new(ErrorKind::Argument, format!("a block size of {}", options.block_size))
+                .with_hint("it is a power of two from 1 MiB to 256 MiB"),
+        );
+    }
+    Ok(())
+}
+
+/// A child of `old` at `path`, durable, open for writing.
+pub(super) fn new_child(chain: &Chain, old: &Image, path: &Path, options: &CheckpointOptions) -> Result<Image> {
     let open_options = chain.options();
     let mut new = child_of(old, path, open_options)?;
     if options.block_size != 0 {

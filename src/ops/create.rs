@@ -1,9 +1,10 @@
 //! New files (MS-VHDX 2; docs/durability.md "Create").
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use crate::chain::locate::{self, directory};
+use super::new_file::new_file;
+use crate::chain::locate::directory;
 use crate::chain::{open, paths};
 use crate::error::{Error, ErrorKind, IoContext, PathContext, Result};
 use crate::format::locator::Locator;
@@ -16,8 +17,8 @@ use crate::options::{CreateOptions, DiskType, LogPolicy, OpenOptions};
 use crate::storage::{Access, FileSystem, LockMode, Storage};
 use crate::units::MIB;
 
-const DIFFERENCING_BLOCK: u32 = 2 << 20;
-const DYNAMIC_BLOCK: u32 = 32 << 20;
+pub(super) const DIFFERENCING_BLOCK: u32 = 2 << 20;
+pub(super) const DYNAMIC_BLOCK: u32 = 32 << 20;
 
 /// Creates a disk. Written under a temporary name in the same directory and renamed when complete and durable, so a
 /// file of this name is either absent or whole; an existing file is never replaced (`EEXIST`). Durable on return.
@@ -87,7 +88,7 @@ fn standalone(options: &CreateOptions) -> Result<NewImage> {
 }
 
 /// The rules of the format, said in terms of options.
-fn check_items(items: &DiskItems) -> Result<()> {
+pub(super) fn check_items(items: &DiskItems) -> Result<()> {
     if !matches!(items.physical_sector_size, 512 | 4096) {
         let message = format!("a physical sector size of {}", items.physical_sector_size);
         return Err(argument(message, "it is 512 or 4096"));
@@ -194,53 +195,5 @@ pub(super) fn locator_to(
 
 /// Writes a new file and gives it its name. Returns the file, open.
 pub(super) fn publish(fs: &dyn FileSystem, path: &Path, new: &NewImage) -> Result<Arc<dyn Storage>> {
-    let dir = directory(path);
-    if fs.open(path, Access::Read).is_ok() {
-        return Err(exists(path));
-    }
-    let temporary = temporary_name(path);
-    let storage = fs
-        .create_new(&temporary)
-        .map_err(|cause| creation_failed(cause, path))?;
-    let written = layout::write(&*storage, new).and_then(|()| {
-        // ORDER: the content is durable; now the name, and then the directory that holds it.
-        fs.rename_new(&temporary, path)
-            .map_err(|cause| match cause.raw_os_error() {
-                Some(libc::EEXIST) => exists(path),
-                _ => Error::io("rename the new file to its name", cause),
-            })
-    });
-    if let Err(error) = written {
-        let _ = fs.remove(&temporary);
-        return Err(error.with_path(path));
-    }
-    let synced = fs.sync_dir(&dir).context(|| "make the new name durable".into());
-    if let Err(error) = synced {
-        // Reported as not created: so it must not be there, in the way of another attempt.
-        let _ = fs.remove(path);
-        return Err(error.with_path(path));
-    }
-    Ok(storage)
-}
-
-fn exists(path: &Path) -> Error {
-    Error::io("create the file", std::io::Error::from_raw_os_error(libc::EEXIST))
-        .with_path(path)
-        .with_hint("choose another name: existing files are never replaced")
-}
-
-fn creation_failed(cause: std::io::Error, path: &Path) -> Error {
-    let missing = cause.raw_os_error() == Some(libc::ENOENT);
-    let error = Error::io("create the file", cause).with_path(path);
-    match missing {
-        true => error.with_hint("create the directory first"),
-        false => error.with_hint("check the permissions of the directory"),
-    }
-}
-
-fn temporary_name(path: &Path) -> PathBuf {
-    let mut name = std::ffi::OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(format!(".{}.tmp", Guid::random()));
-    locate::directory(path).join(name)
+    new_file(fs, path, |storage| layout::write(&**storage, new))
 }

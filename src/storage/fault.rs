@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use super::{Access, Barrier, CopyMethod, FileId, FileSystem, LockMode, Storage};
+use super::{Access, Barrier, CopyMethod, EntryKind, FileId, FileSystem, LockMode, Storage};
 
 /// How a call fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -228,6 +228,10 @@ impl FileSystem for FaultFileSystem {
     fn list(&self, dir: &Path, limit: usize) -> io::Result<Vec<PathBuf>> {
         self.state.check(false)?;
         self.inner.list(dir, limit)
+    }
+
+    fn kind(&self, path: &Path) -> io::Result<EntryKind> {
+        self.inner.kind(path)
     }
 
     fn absolute(&self, path: &Path) -> io::Result<PathBuf> {

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::sys::{self, ByteLock, Fallocate, Seek};
-use super::{Access, Barrier, CopyMethod, FileId, FileSystem, LockMode, Storage};
+use super::{Access, Barrier, CopyMethod, EntryKind, FileId, FileSystem, LockMode, Storage};
 
 /// An open regular file or block device.
 #[derive(Debug)]
@@ -210,6 +210,10 @@ impl Storage for FileStorage {
     fn allocated(&self) -> Option<u64> {
         let metadata = self.file.metadata().ok().filter(|_| self.kind == Kind::Regular)?;
         Some(metadata.blocks().saturating_mul(512))
+    }
+
+    fn modified(&self) -> Option<std::time::SystemTime> {
+        self.file.metadata().ok()?.modified().ok()
     }
 
     fn lock(&self, mode: LockMode) -> io::Result<()> {
@@ -411,6 +415,15 @@ impl FileSystem for OsFileSystem {
             .take(limit)
             .map(|entry| Ok(dir.join(entry?.file_name())))
             .collect()
+    }
+
+    fn kind(&self, path: &Path) -> io::Result<EntryKind> {
+        let kind = fs::symlink_metadata(path)?.file_type();
+        Ok(match (kind.is_file(), kind.is_dir()) {
+            (true, _) => EntryKind::File,
+            (_, true) => EntryKind::Directory,
+            _ => EntryKind::Other,
+        })
     }
 
     fn absolute(&self, path: &Path) -> io::Result<PathBuf> {

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use parking_lot::{Mutex, RwLock};
 
-use super::{Access, Barrier, CopyMethod, FileId, FileSystem, LockMode, Storage};
+use super::{Access, Barrier, CopyMethod, EntryKind, FileId, FileSystem, LockMode, Storage};
 
 /// Bytes of a page; what was never written takes no memory.
 pub(crate) const PAGE: u64 = 4096;
@@ -356,6 +356,18 @@ impl FileSystem for MemoryFileSystem {
             .map(|name| dir.join(name))
             .collect();
         Ok(below.into_iter().take(limit).collect())
+    }
+
+    fn kind(&self, path: &Path) -> io::Result<EntryKind> {
+        let path = plain(path);
+        let tree = self.tree.read();
+        if tree.files.contains_key(&path) {
+            return Ok(EntryKind::File);
+        }
+        match tree.files.keys().any(|file| file.starts_with(&path)) {
+            true => Ok(EntryKind::Directory),
+            false => Err(error(libc::ENOENT)),
+        }
     }
 
     fn absolute(&self, path: &Path) -> io::Result<PathBuf> {

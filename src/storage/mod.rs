@@ -146,6 +146,11 @@ pub trait Storage: Send + Sync + Debug {
         None
     }
 
+    /// When the file was last written, if known.
+    fn modified(&self) -> Option<std::time::SystemTime> {
+        None
+    }
+
     /// Changes what is locked; `EAGAIN` when another open file stands against it. Never waits.
     fn lock(&self, mode: LockMode) -> io::Result<()>;
 
@@ -159,6 +164,17 @@ pub trait Storage: Send + Sync + Debug {
 
     /// For back ends that recognise their own kind in [`Storage::copy_range_from`].
     fn as_any(&self) -> &dyn Any;
+}
+
+/// What a name in a directory stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EntryKind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link, a device, a FIFO, ...
+    Other,
 }
 
 /// How a file is opened.
@@ -193,6 +209,12 @@ pub trait FileSystem: Send + Sync + Debug {
 
     /// The names in `dir`, in no order; at most `limit` of them.
     fn list(&self, dir: &Path, limit: usize) -> io::Result<Vec<PathBuf>>;
+
+    /// What is at `path`; a link at its end is not followed. Back ends without directories call everything a file.
+    fn kind(&self, path: &Path) -> io::Result<EntryKind> {
+        let _ = path;
+        Ok(EntryKind::File)
+    }
 
     /// The absolute path with links resolved, for recording in a locator and comparing directories.
     fn absolute(&self, path: &Path) -> io::Result<PathBuf>;

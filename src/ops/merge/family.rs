@@ -11,28 +11,34 @@ use crate::image::front::Front;
 use crate::image::Image;
 use crate::limits;
 use crate::options::LogPolicy;
-use crate::storage::Access;
+use crate::storage::{Access, FileId};
 
 /// A differencing disk outside the chain.
 #[derive(Debug, Clone)]
-pub(super) struct Relative {
-    pub(super) path: PathBuf,
+pub(in crate::ops) struct Relative {
+    pub(in crate::ops) path: PathBuf,
     linkage: Guid,
     linkage2: Option<Guid>,
+    identity: Guid,
+    id: Option<FileId>,
 }
 
 /// The differencing disks near the files of the merge that are not in the chain.
 #[derive(Debug, Default)]
-pub(super) struct Family {
+pub(in crate::ops) struct Family {
     relatives: Vec<Relative>,
 }
 
 impl Family {
     /// Looks into the directories of `layers` and those the caller searches.
-    pub(super) fn find(chain: &Chain, layers: &[Arc<Image>]) -> Family {
+    pub(in crate::ops) fn find(chain: &Chain, layers: &[Arc<Image>]) -> Family {
+        Family::find_in(chain, layers.iter().map(|image| directory(image.name())))
+    }
+
+    /// Looks into these directories and those the caller searches.
+    pub(in crate::ops) fn find_in(chain: &Chain, named: impl Iterator<Item = PathBuf>) -> Family {
         let fs = &*chain.options().file_system;
         let mut directories: Vec<PathBuf> = Vec::new();
-        let named = layers.iter().map(|image| directory(image.name()));
         for dir in named.chain(chain.options().search.iter().cloned()) {
             let dir = fs.absolute(&dir).unwrap_or(dir);
             if !directories.contains(&dir) {
@@ -60,6 +66,8 @@ impl Family {
                         path,
                         linkage,
                         linkage2,
+                        identity: front.current.header.data_write_guid,
+                        id,
                     });
                 }
             }
@@ -68,18 +76,50 @@ impl Family {
     }
 
     /// Children of the disk with this identity.
-    pub(super) fn children_of(&self, parent: Guid) -> impl Iterator<Item = &Relative> {
+    pub(in crate::ops) fn children_of(&self, parent: Guid) -> impl Iterator<Item = &Relative> {
         self.relatives.iter().filter(move |r| r.linkage == parent)
     }
 
+    /// Whoever may need the disk with this identity: its children, and what an interrupted merge may attach to it.
+    /// Those that have `instead` as their parent do not.
+    pub(in crate::ops) fn dependents_of(&self, parent: Guid, instead: Option<Guid>) -> impl Iterator<Item = &Relative> {
+        self.relatives
+            .iter()
+            .filter(move |r| r.linkage == parent || (r.linkage2 == Some(parent) && Some(r.linkage) != instead))
+    }
+
+    pub(in crate::ops) fn relatives(&self) -> &[Relative] {
+        &self.relatives
+    }
+
+    /// Refuses an operation that gives the disk another identity while others depend on it.
+    pub(in crate::ops) fn refuse_children_of(&self, image: &Image, operation: &str) -> Result<()> {
+        let identity = image.data_write_guid();
+        let children: Vec<String> = self
+            .relatives
+            .iter()
+            .filter(|r| r.linkage == identity || r.linkage2 == Some(identity))
+            .map(|r| format!("{:?}", r.path))
+            .collect();
+        if children.is_empty() {
+            return Ok(());
+        }
+        Err(Error::new(
+            ErrorKind::HasChildren,
+            format!("other disks depend on the one to {operation}: {}", children.join(", ")),
+        )
+        .with_path(image.name())
+        .with_hint("open the last file of the chain instead; or merge or delete those first"))
+    }
+
     /// Children of `target` that an earlier run of this merge took over from `merged`: they say so in linkage2.
-    pub(super) fn taken_over(&self, target: Guid, merged: Guid) -> impl Iterator<Item = &Relative> {
+    pub(in crate::ops) fn taken_over(&self, target: Guid, merged: Guid) -> impl Iterator<Item = &Relative> {
         self.children_of(target).filter(move |r| r.linkage2 == Some(merged))
     }
 
     /// Refuses when the merge would make files outside the chain unusable: other children of the target, and of the
     /// layers between it and the top.
-    pub(super) fn check(&self, target: &Image, inner: &[Arc<Image>], merged: Guid) -> Result<()> {
+    pub(in crate::ops) fn check(&self, target: &Image, inner: &[Arc<Image>], merged: Guid) -> Result<()> {
         let of_target = self
             .children_of(target.data_write_guid())
             .filter(|r| r.linkage2 != Some(merged));
@@ -98,7 +138,22 @@ impl Family {
 }
 
 impl Relative {
-    pub(super) fn path(&self) -> &Path {
+    pub(in crate::ops) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// DataWriteGuid of the file itself.
+    pub(in crate::ops) fn identity(&self) -> Guid {
+        self.identity
+    }
+
+    /// Which file it is, where that is known.
+    pub(in crate::ops) fn id(&self) -> Option<FileId> {
+        self.id
+    }
+
+    /// Whether a disk with this identity may be its parent.
+    pub(in crate::ops) fn accepts(&self, parent: Guid) -> bool {
+        self.linkage == parent || self.linkage2 == Some(parent)
     }
 }

@@ -16,22 +16,23 @@
 //! merge again finishes it.
 
 mod copy;
-mod family;
+pub(super) mod family;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::create::locator_to;
+use super::layers;
 use crate::chain::locate::directory;
 use crate::chain::{open, Chain};
 use crate::error::{Error, ErrorKind, IoContext, PathContext, Result};
 use crate::guid::Guid;
 use crate::image::{Image, WriteMode};
-use crate::options::{LogPolicy, MergeOptions, OpenOptions, ProgressFn};
-use crate::storage::{Access, LockMode};
+use crate::options::{MergeOptions, OpenOptions, ProgressFn};
+use crate::storage::Access;
 
 use copy::Copier;
 use family::Family;
+use layers::{locator_of, open_writable};
 
 /// What a merge did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -65,6 +66,17 @@ pub fn merge(
 ) -> Result<MergeReport> {
     let _control = chain.control.lock();
     chain.check_writable()?;
+    merge_held(chain, top, base, options, progress)
+}
+
+/// [`merge`] for an operation that holds `control` already.
+pub(super) fn merge_held(
+    chain: &Chain,
+    top: usize,
+    base: usize,
+    options: &MergeOptions,
+    progress: ProgressFn<'_>,
+) -> Result<MergeReport> {
     let count = chain.layer_count();
     if top >= base || base >= count {
         return Err(Error::new(
@@ -193,46 +205,12 @@ impl<'a> Merge<'a> {
         opened.map(|()| merge)
     }
 
-    /// Opens a layer for writing and continues with that. The leaf is writable already.
     fn promote(&self, layer: usize) -> Result<Arc<Image>> {
-        let chain = self.chain;
-        let image = chain.layer(layer)?;
-        if image.is_writable() {
-            return Ok(image);
-        }
-        let storage = open::storage(image.name(), Access::Write, chain.options())?;
-        if storage.id() != image.storage().id() {
-            return Err(Error::new(ErrorKind::Io, "the file was replaced while it was open").with_path(image.name()));
-        }
-        if chain.options().lock {
-            // One handle must give way to the other of the same file.
-            image.lock(LockMode::None)?;
-            if let Err(error) = open::lock(&*storage, LockMode::Write, chain.options()) {
-                let _ = image.lock(LockMode::Read);
-                return Err(error.with_path(image.name()).with_layer(layer));
-            }
-        }
-        let writable = Image::open_write(storage, image.name(), LogPolicy::Auto, chain.shared()).at(image.name())?;
-        if writable.data_write_guid() != image.data_write_guid() {
-            return Err(
-                Error::new(ErrorKind::ParentIdMismatch, "the layer changed while it was open")
-                    .with_path(image.name())
-                    .with_layer(layer),
-            );
-        }
-        let writable = Arc::new(writable);
-        chain.replace(layer, writable.clone());
-        Ok(writable)
+        layers::promote(self.chain, layer)
     }
 
-    /// Makes a layer a parent again: clean, for reading.
     fn demote(&self, image: &Image) -> Result<()> {
-        image.clean()?;
-        image.seal();
-        match self.chain.options().lock {
-            true => image.lock(LockMode::Read),
-            false => Ok(()),
-        }
+        layers::demote(self.chain, image)
     }
 
     /// After a failure: what is written is consistent; leave the files as tidy as they will have it.
@@ -358,22 +336,8 @@ impl<'a> Merge<'a> {
     }
 
     fn point_to_target(&self, child: &Image, linkage2: Option<Guid>) -> Result<()> {
-        let options = self.chain.options();
-        let identity = self.target.data_write_guid();
-        let mut locator = locator_of(child)?;
-        let fresh = locator_to(
-            &*options.file_system,
-            child.name(),
-            self.target.name(),
-            identity,
-            options,
-        )?;
-        for (key, value) in fresh.entries() {
-            locator.set(&key, &value);
-        }
-        locator.remove(crate::format::locator::VOLUME_PATH);
-        locator.set_linkage(identity, linkage2);
-        child.set_locator(&locator)?;
+        let linkage = (self.target.data_write_guid(), linkage2);
+        layers::relink(self.chain.options(), child, self.target.name(), linkage)?;
         // The live leaf stays in use: its log makes this durable.
         match std::ptr::eq(&*self.chain.layer(0)?, child) {
             true => Ok(()),
@@ -422,18 +386,4 @@ impl<'a> Merge<'a> {
         }
         Ok(())
     }
-}
-
-fn open_writable(chain: &Chain, path: &Path) -> Result<Arc<Image>> {
-    let storage = open::storage(path, Access::Write, chain.options())?;
-    open::lock(&*storage, LockMode::Write, chain.options()).at(path)?;
-    let image = Image::open_write(storage, path, LogPolicy::Auto, chain.shared()).at(path)?;
-    Ok(Arc::new(image))
-}
-
-fn locator_of(image: &Image) -> Result<crate::format::locator::Locator> {
-    image
-        .items()
-        .locator
-        .ok_or_else(|| Error::new(ErrorKind::Bug, "a differencing layer has no locator").with_path(image.name()))
 }

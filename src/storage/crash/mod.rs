@@ -18,7 +18,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::memory::{plain, Content};
-use super::{Access, Barrier, CopyMethod, FileId, FileSystem, LockMode, MemoryFileSystem, Storage};
+use super::{Access, Barrier, CopyMethod, EntryKind, FileId, FileSystem, LockMode, MemoryFileSystem, Storage};
 
 /// A change to the bytes of a file.
 #[derive(Debug, Clone)]
@@ -231,6 +231,10 @@ impl FileSystem for CrashFileSystem {
 
     fn list(&self, dir: &Path, limit: usize) -> io::Result<Vec<PathBuf>> {
         self.live.list(dir, limit)
+    }
+
+    fn kind(&self, path: &Path) -> io::Result<EntryKind> {
+        self.live.kind(path)
     }
 
     fn absolute(&self, path: &Path) -> io::Result<PathBuf> {

@@ -1,0 +1,113 @@
+//! Where the content goes: a file that is empty at first, in which what is never written reads as zeros.
+
+use std::io::Write;
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::error::{Error, IoContext, Result};
+use crate::image::create::{self as layout, NewImage};
+use crate::image::payload::Payload;
+use crate::image::{Image, Shared};
+use crate::limits;
+use crate::options::{CacheMode, LogPolicy};
+use crate::storage::{Barrier, Storage};
+use crate::vhd::write::VhdWriter;
+
+/// Takes nonzero pieces in ascending order, each at most once.
+pub(crate) trait Target {
+    fn put(&mut self, bytes: &[u8], offset: u64) -> Result<()>;
+}
+
+pub(crate) struct Raw<'a>(pub(crate) &'a dyn Storage);
+
+impl Target for Raw<'_> {
+    fn put(&mut self, bytes: &[u8], offset: u64) -> Result<()> {
+        self.0
+            .write_at(bytes, offset)
+            .context(|| format!("write at file offset {offset:#x}"))
+    }
+}
+
+impl Target for VhdWriter<'_> {
+    fn put(&mut self, bytes: &[u8], offset: u64) -> Result<()> {
+        self.write(bytes, offset)
+    }
+}
+
+/// A stream: zeros are written out.
+pub(crate) struct Stream<'a> {
+    out: &'a mut dyn Write,
+    at: u64,
+}
+
+impl<'a> Stream<'a> {
+    pub(crate) fn new(out: &'a mut dyn Write) -> Self {
+        Stream { out, at: 0 }
+    }
+
+    /// Zeros up to `offset`.
+    pub(crate) fn fill(&mut self, offset: u64) -> Result<()> {
+        let zeros = [0; 64 << 10];
+        while self.at < offset {
+            let len = (offset - self.at).min(zeros.len() as u64);
+            self.write(&zeros[..len as usize])?;
+        }
+        Ok(())
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<()> {
+        self.out
+            .write_all(bytes)
+            .map_err(|cause| Error::io("write to the stream", cause))?;
+        self.at += bytes.len() as u64;
+        Ok(())
+    }
+
+    pub(crate) fn flush(&mut self) -> Result<()> {
+        self.out
+            .flush()
+            .map_err(|cause| Error::io("write to the stream", cause))
+    }
+}
+
+impl Target for Stream<'_> {
+    fn put(&mut self, bytes: &[u8], offset: u64) -> Result<()> {
+        self.fill(offset)?;
+        self.write(bytes)
+    }
+}
+
+/// A VHDX that has no name yet.
+pub(crate) struct Vhdx {
+    pub(crate) image: Image,
+}
+
+impl Vhdx {
+    pub(crate) fn new(storage: &Arc<dyn Storage>, path: &Path, new: &NewImage) -> Result<Vhdx> {
+        layout::write(&**storage, new)?;
+        let shared = Shared::new(limits::DEFAULT_META_CACHE, CacheMode::Writeback);
+        let image = Image::open_write(storage.clone(), path, LogPolicy::Auto, &shared)?;
+        Ok(Vhdx { image })
+    }
+
+    /// Empties the log and makes all of the file durable. Returns the file's length.
+    pub(crate) fn finish(&self) -> Result<u64> {
+        self.image.clean()?;
+        finish(&**self.image.storage())
+    }
+}
+
+impl Target for Vhdx {
+    fn put(&mut self, bytes: &[u8], offset: u64) -> Result<()> {
+        self.image.write(offset, Payload::Bytes(bytes))
+    }
+}
+
+/// Makes a new file durable. Returns its length.
+pub(crate) fn finish(storage: &dyn Storage) -> Result<u64> {
+    // ORDER: all of it is durable before the file gets its name.
+    storage
+        .flush(Barrier::NewFile)
+        .context(|| "make the new file durable".into())?;
+    storage.len().context(|| "get the file length".into())
+}

@@ -1,0 +1,81 @@
+//! Makes edges permanent: children whose recorded paths no longer lead to their parent get paths that do
+//! (docs/durability.md "Metadata items, locator").
+
+use std::path::Path;
+
+use super::{ProblemKind, Tree, TreeNode};
+use crate::chain::{locate, open};
+use crate::error::{Error, ErrorKind, PathContext, Result};
+use crate::format::locator::VOLUME_PATH;
+use crate::image::{Image, Shared};
+use crate::ops::create::locator_to;
+use crate::options::{LogPolicy, OpenOptions};
+use crate::storage::{Access, LockMode};
+
+/// What became of a child.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct Relinked {
+    /// Its index.
+    pub node: usize,
+    /// Whether its paths lead to its parent now, durably.
+    pub result: Result<()>,
+}
+
+/// Rewrites the recorded paths of every child in `tree` with a stale path. Metadata only: what the disks read as, their
+/// DataWriteGuids and the linkage stay. Both files are looked at again first; one that changed since the scan, or is in
+/// use, is left alone and said so, and the others go on.
+pub fn relink(tree: &Tree, options: &OpenOptions) -> Vec<Relinked> {
+    let stale = |&i: &usize| tree.nodes[i].has(ProblemKind::StalePath);
+    (0..tree.nodes.len())
+        .filter(stale)
+        .filter_map(|i| {
+            let child = &tree.nodes[i];
+            let parent = &tree.nodes[child.parent?];
+            let result = refresh(child, parent, options).at(&child.filename);
+            Some(Relinked { node: i, result })
+        })
+        .collect()
+}
+
+fn refresh(child: &TreeNode, parent: &TreeNode, options: &OpenOptions) -> Result<()> {
+    // The parent must not change while its identity is relied on.
+    let parent_storage = open::storage(&parent.absolute, Access::Read, options)?;
+    open::lock(&*parent_storage, LockMode::Read, options).at(&parent.filename)?;
+    let identity = locate::identity(parent_storage)?;
+    let storage = open::storage(&child.absolute, Access::Write, options)?;
+    open::lock(&*storage, LockMode::Write, options)?;
+    let shared = Shared::new(options.meta_cache_size, options.cache);
+    let image = Image::open_write(storage, &child.absolute, LogPolicy::Auto, &shared)?;
+    let unchanged = identity == parent.data_write_guid
+        && image.data_write_guid() == child.data_write_guid
+        && image.linkage() == child.parent_linkage.map(|linkage| (linkage, child.parent_linkage2));
+    if !unchanged {
+        return Err(Error::new(
+            ErrorKind::ParentIdMismatch,
+            "the file or its parent changed since the scan",
+        )
+        .with_hint("scan again"));
+    }
+    set_paths(&image, &child.absolute, &parent.absolute, options)?;
+    image.clean()
+}
+
+/// Replaces the path keys of the locator in `image`, which is at `child`, by paths to `parent`. The linkage stays.
+fn set_paths(image: &Image, child: &Path, parent: &Path, options: &OpenOptions) -> Result<()> {
+    let Some(mut locator) = image.items().locator else {
+        return Err(Error::new(ErrorKind::Bug, "a differencing disk has no locator"));
+    };
+    let linkage = (locator.linkage(), locator.linkage2());
+    let (Some(first), second) = linkage else {
+        return Err(Error::new(ErrorKind::Bug, "a locator without linkage"));
+    };
+    let fresh = locator_to(&*options.file_system, child, parent, first, options)?;
+    for (key, value) in fresh.entries() {
+        locator.set(&key, &value);
+    }
+    // No volume of Windows is known here: an old one would be asked before the absolute path.
+    locator.remove(VOLUME_PATH);
+    locator.set_linkage(first, second);
+    image.set_locator(&locator)
+}

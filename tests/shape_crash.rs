@@ -1,0 +1,402 @@
+//! Power cuts in compact, resize and changes of metadata items. Each state a cut may leave must pass `check`, have a
+//! size and items that were its own at some moment since the last promise, and hold in each sector what was there at
+//! such a moment. The last test takes barriers away and wants the others to notice.
+
+#[path = "common/shape.rs"]
+mod shape;
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use avhdx::ops;
+use avhdx::options::{CheckpointOptions, CompactMode, CompactOptions, DiskType, OpenOptions, ResizeOptions};
+use avhdx::storage::crash::{CrashFileSystem, CrashOptions};
+use avhdx::storage::{Barrier, MemoryFileSystem};
+use avhdx::{Chain, Error, Guid};
+use shape::{check, create, options, path, MIB};
+
+const SECTOR: usize = 512;
+const STARTED: u64 = 1 << 32;
+const DURABLE: u64 = 2 << 32;
+
+/// What a disk is at one moment.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Stage {
+    size: u64,
+    /// Of the windows, one after the other; what is behind the disk as zeros.
+    content: Vec<u8>,
+    /// Users' items by id, physical sector size, disk identity.
+    items: (Vec<(String, Vec<u8>)>, u32, Guid),
+}
+
+struct History {
+    fs: CrashFileSystem,
+    leaf: PathBuf,
+    windows: Vec<(u64, u64)>,
+    stages: Vec<Stage>,
+    chain: Option<Chain>,
+}
+
+fn look(chain: &Chain, windows: &[(u64, u64)]) -> Result<Stage, Error> {
+    let size = chain.size();
+    let mut content = Vec::new();
+    for &(at, len) in windows {
+        let mut window = vec![0; len as usize];
+        let inside = size.saturating_sub(at).min(len);
+        chain.read(&mut window[..inside as usize], at.min(size))?;
+        content.extend(window);
+    }
+    let mut items = Vec::new();
+    for item in ops::meta_list(chain)? {
+        items.push((item.id.to_string(), ops::meta_get(chain, item.id)?));
+    }
+    items.sort();
+    let info = chain.layer_info(0)?;
+    Ok(Stage {
+        size,
+        content,
+        items: (items, info.physical_sector_size, info.virtual_disk_id),
+    })
+}
+
+impl History {
+    fn new(initial: &MemoryFileSystem, leaf: &str, windows: &[(u64, u64)]) -> Self {
+        let fs = CrashFileSystem::new(initial);
+        let chain = Chain::open(&path(leaf), &options(&fs)).unwrap();
+        History {
+            stages: vec![look(&chain, windows).unwrap()],
+            fs,
+            leaf: path(leaf),
+            windows: windows.to_vec(),
+            chain: Some(chain),
+        }
+    }
+
+    /// One change; all of it is promised when it returns.
+    fn step(&mut self, change: impl FnOnce(&Chain)) {
+        self.fs.mark(STARTED | self.stages.len() as u64);
+        let chain = self.chain.as_ref().unwrap();
+        change(chain);
+        self.fs.mark(DURABLE | self.stages.len() as u64);
+        self.stages.push(look(chain, &self.windows).unwrap());
+    }
+
+    fn write(&mut self, at: u64, seed: u8, len: u64) {
+        self.step(|chain| chain.write(&pattern(seed, len), at, true).unwrap());
+    }
+
+    fn resize(&mut self, size: u64) {
+        let mut resize = ResizeOptions::default();
+        resize.allow_loss = true;
+        self.step(|chain| ops::resize(chain, size, &resize).unwrap());
+    }
+
+    fn compact(&mut self, mode: CompactMode) -> ops::CompactReport {
+        let mut compact = CompactOptions::default();
+        compact.mode = mode;
+        let mut report = None;
+        self.step(|chain| report = Some(ops::compact(chain, &compact, &mut |_| true).unwrap()));
+        report.unwrap()
+    }
+
+    fn close(mut self) -> Self {
+        self.chain.take().unwrap().close().unwrap();
+        self
+    }
+
+    fn judge(&self, found: &Stage, allowed: &[Stage]) -> Result<(), String> {
+        if !allowed.iter().any(|stage| stage.size == found.size) {
+            return Err(format!("the disk has {} bytes", found.size));
+        }
+        if !allowed.iter().any(|stage| stage.items == found.items) {
+            return Err("the items were never so".into());
+        }
+        for at in (0..found.content.len()).step_by(SECTOR) {
+            let sector = at..at + SECTOR;
+            let known = allowed
+                .iter()
+                .any(|stage| stage.content[sector.clone()] == found.content[sector.clone()]);
+            if !known {
+                return Err(format!("sector at {at:#x} of the windows: {:#x}..", found.content[at]));
+            }
+        }
+        Ok(())
+    }
+
+    fn verify(&self, state: MemoryFileSystem, marks: &[u64], thorough: bool) -> Result<(), String> {
+        let last = |kind: u64| {
+            let of_kind = marks.iter().rev().find(|m| *m & !0xFFFF_FFFF == kind);
+            of_kind.map_or(0, |m| (m & 0xFFFF_FFFF) as usize)
+        };
+        let allowed = &self.stages[last(DURABLE)..=last(STARTED)];
+        let mut open: OpenOptions = options(&state);
+        open.lock = false;
+        for file in state.paths() {
+            check(&file, &open)?;
+        }
+        let fail = |what: &str, e: Error| format!("{what}: {}", e.chain_text());
+        let chain = Chain::open(&self.leaf, &open).map_err(|e| fail("open", e))?;
+        let found = look(&chain, &self.windows).map_err(|e| fail("look", e))?;
+        self.judge(&found, allowed)?;
+        if !thorough {
+            return Ok(());
+        }
+        // Life goes on, and what was cut can be done again.
+        let mut resize = ResizeOptions::default();
+        resize.allow_loss = true;
+        chain
+            .write(&pattern(0x40, 4096), 0, true)
+            .map_err(|e| fail("write", e))?;
+        let fixed = chain.layer_info(0).unwrap().disk_type == DiskType::Fixed;
+        if !fixed {
+            ops::compact(&chain, &CompactOptions::default(), &mut |_| true).map_err(|e| fail("compact", e))?;
+        }
+        ops::resize(&chain, found.size + MIB, &resize).map_err(|e| fail("grow", e))?;
+        let mut now = look(&chain, &self.windows).map_err(|e| fail("look again", e))?;
+        now.size = found.size;
+        let skip = 4096;
+        if now.content[skip..] != found.content[skip..] || now.items != found.items {
+            return Err("compacting and growing changed it".into());
+        }
+        let mut gained = vec![1; MIB as usize];
+        chain.read(&mut gained, found.size).map_err(|e| fail("read", e))?;
+        if gained.iter().any(|&byte| byte != 0) {
+            return Err("growing showed something".into());
+        }
+        chain.close().map_err(|e| fail("close", e))?;
+        for file in state.paths() {
+            check(&file, &open)?;
+        }
+        Ok(())
+    }
+
+    fn run(&self, crash: &CrashOptions) -> Result<u64, String> {
+        let mut wrong = None;
+        let mut count = 0u64;
+        let stats = self.fs.enumerate(crash, &mut |state, point| {
+            count += 1;
+            match self.verify(state, &point.marks, count % 7 == 0) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(why) => {
+                    wrong = Some(format!("{why}\n  {} (seed {})", point.description, crash.seed));
+                    ControlFlow::Break(())
+                }
+            }
+        });
+        wrong.map_or(Ok(stats.states), Err)
+    }
+}
+
+fn pattern(seed: u8, len: u64) -> Vec<u8> {
+    (0..len as usize)
+        .map(|i| seed.wrapping_add((i / SECTOR) as u8) | 1)
+        .collect()
+}
+
+/// A disk, or a child of one, with data at its beginning and end, a hole and a block of zeros.
+fn prepared(kind: DiskType, child: bool, size: u64) -> (MemoryFileSystem, &'static str) {
+    let fs = MemoryFileSystem::new();
+    let open = options(&fs);
+    create(&open, "base.vhdx", kind, size, 1, None);
+    let chain = Chain::open(&path("base.vhdx"), &open).unwrap();
+    let last = size - 4096;
+    chain.write(&pattern(0x10, 2 * MIB), 0, true).unwrap();
+    if child {
+        let mut checkpoint = CheckpointOptions::default();
+        checkpoint.block_size = MIB as u32;
+        ops::checkpoint(&chain, &path("a.avhdx"), &checkpoint).unwrap();
+    }
+    chain.write(&vec![0; MIB as usize], MIB, true).unwrap();
+    chain.write(&pattern(0x30, MIB), 2 * MIB, true).unwrap();
+    chain.write(&pattern(0x35, 4096), 8192, true).unwrap();
+    chain.write(&pattern(0x50, 4096), last, true).unwrap();
+    chain.write(&pattern(0x70, 8192), 3 * MIB, true).unwrap();
+    chain.discard(2 * MIB, MIB, true).unwrap();
+    chain.close().unwrap();
+    (fs, if child { "a.avhdx" } else { "base.vhdx" })
+}
+
+fn compact(child: bool, mode: CompactMode) -> History {
+    let size = 5 * MIB + 512;
+    let (fs, leaf) = prepared(DiskType::Dynamic, child, size);
+    let mut history = History::new(&fs, leaf, &[(0, size)]);
+    let report = history.compact(mode);
+    match mode {
+        CompactMode::Full => assert!(report.moved_blocks > 0 && report.zero_blocks > 0, "{report:?}"),
+        _ => assert!(report.size_after <= report.size_before),
+    }
+    // Takes the places given up.
+    history.write(MIB + 4096, 0x90, 8192);
+    history.write(2 * MIB, 0xA0, MIB);
+    history.step(|chain| chain.discard(0, MIB, true).unwrap());
+    history.compact(mode);
+    history.write(0, 0xB0, MIB);
+    history.close()
+}
+
+/// The bitmap lies behind a block that goes, and follows; in the end nobody needs it.
+fn compact_bitmaps() -> History {
+    let fs = MemoryFileSystem::new();
+    let open = options(&fs);
+    create(&open, "base.vhdx", DiskType::Dynamic, 4 * MIB, 1, None);
+    create(&open, "a.avhdx", DiskType::Differencing, 4 * MIB, 1, Some("base.vhdx"));
+    let chain = Chain::open(&path("a.avhdx"), &open).unwrap();
+    chain.write(&pattern(0x10, MIB), 0, true).unwrap();
+    chain.write(&pattern(0x20, MIB), MIB, true).unwrap();
+    chain.write(&pattern(0x30, 4096), 2 * MIB, true).unwrap();
+    chain.discard(0, 2 * MIB, true).unwrap();
+    chain.close().unwrap();
+    let mut history = History::new(&fs, "a.avhdx", &[(0, 4 * MIB)]);
+    assert!(history.compact(CompactMode::Quick).moved_blocks > 0);
+    history.write(2 * MIB + 65536, 0x31, 4096);
+    history.write(0, 0x32, 4096);
+    history.write(2 * MIB, 0x33, MIB);
+    history.write(0, 0x34, MIB);
+    assert_eq!(history.compact(CompactMode::Full).released_bitmaps, 1);
+    history.write(3 * MIB, 0x36, 4096);
+    history.close()
+}
+
+fn resize(kind: DiskType, child: bool, sizes: &[u64]) -> History {
+    let size = 5 * MIB + 512;
+    let (fs, leaf) = prepared(kind, child, size);
+    let mut history = History::new(&fs, leaf, &[(0, 9 * MIB)]);
+    for (i, &size) in sizes.iter().enumerate() {
+        history.resize(size);
+        history.write(size - 4096, 0xA0 + i as u8 * 16, 4096);
+        history.write(MIB / 2, 0xA8 + i as u8 * 16, 4096);
+    }
+    history.close()
+}
+
+/// The BAT needs a larger region.
+fn resize_that_moves_the_bat() -> History {
+    let (small, large) = ((100 << 30) + 512 * 9, 129 << 30);
+    let (fs, leaf) = prepared(DiskType::Dynamic, true, small);
+    let mut history = History::new(&fs, leaf, &[(0, 4 * MIB), (small - 4096, 65536), (large - MIB, MIB)]);
+    history.resize(large);
+    history.write(large - 65536, 0xA0, 4096);
+    history.write(MIB, 0xB0, MIB);
+    history.resize(small);
+    history.write(4096, 0xC0, 4096);
+    history.close()
+}
+
+fn metadata(child: bool) -> History {
+    let size = 4 * MIB;
+    let (fs, leaf) = prepared(DiskType::Dynamic, child, size);
+    let mut history = History::new(&fs, leaf, &[(0, size)]);
+    let (one, two) = (Guid::from_u128(1), Guid::from_u128(2));
+    history.step(|chain| ops::meta_set(chain, one, &pattern(1, 9000), false).unwrap());
+    history.step(|chain| ops::meta_set(chain, two, &pattern(2, 100), true).unwrap());
+    history.step(|chain| ops::meta_set(chain, one, &pattern(3, 5000), false).unwrap());
+    history.step(|chain| ops::set_physical_sector_size(chain, 512).unwrap());
+    // More than a log entry and the region have room for, with the log in use already.
+    history.write(3 * MIB + 65536, 0x93, 4096);
+    history.write(2 * MIB, 0x94, MIB);
+    history.step(|chain| ops::meta_set(chain, two, &pattern(4, MIB), true).unwrap());
+    history.write(MIB, 0x91, MIB);
+    history.step(|chain| {
+        ops::reset_disk_id(chain, None).unwrap();
+    });
+    history.step(|chain| ops::meta_delete(chain, one).unwrap());
+    history.step(|chain| chain.discard(MIB, MIB, true).unwrap());
+    history.step(|chain| ops::meta_set(chain, one, &pattern(5, 700_000), false).unwrap());
+    history.step(|chain| ops::meta_delete(chain, two).unwrap());
+    history.write(3 * MIB, 0x92, 4096);
+    history.close()
+}
+
+type Scenario = (&'static str, &'static str, fn() -> History);
+
+const SCENARIOS: &[Scenario] = &[
+    ("compact", "dynamic, full", || compact(false, CompactMode::Full)),
+    ("compact", "dynamic, quick", || compact(false, CompactMode::Quick)),
+    ("compact", "differencing, full", || compact(true, CompactMode::Full)),
+    ("compact", "differencing, prezeroed", || {
+        compact(true, CompactMode::Prezeroed)
+    }),
+    ("compact", "bitmaps", compact_bitmaps),
+    ("resize", "dynamic", || {
+        resize(
+            DiskType::Dynamic,
+            false,
+            &[8 * MIB, 2 * MIB + 4096, 7 * MIB, MIB, 9 * MIB],
+        )
+    }),
+    ("resize", "differencing", || {
+        resize(
+            DiskType::Dynamic,
+            true,
+            &[2 * MIB + 4096, 8 * MIB, MIB, 9 * MIB, 3 * MIB + 8192],
+        )
+    }),
+    ("resize", "fixed", || {
+        resize(DiskType::Fixed, false, &[7 * MIB, 2 * MIB + 4096, 8 * MIB])
+    }),
+    ("resize", "BAT", resize_that_moves_the_bat),
+    ("metadata", "dynamic", || metadata(false)),
+    ("metadata", "differencing", || metadata(true)),
+];
+
+fn crash(ignore: Option<Barrier>) -> CrashOptions {
+    let subsets = std::env::var("AVHDX_CRASH_SUBSETS").ok().and_then(|n| n.parse().ok());
+    CrashOptions {
+        ignore,
+        subsets_per_point: subsets.unwrap_or(12),
+        garble_below: 192 << 10,
+        ..CrashOptions::default()
+    }
+}
+
+fn enumerate(operation: &str) {
+    let mut total = 0;
+    for (_, name, scenario) in SCENARIOS.iter().filter(|(of, ..)| *of == operation) {
+        match scenario().run(&crash(None)) {
+            Ok(states) => {
+                println!("{states:6} states: {operation}, {name}");
+                total += states;
+            }
+            Err(why) => panic!("{operation}, {name}: {why}"),
+        }
+    }
+    println!("{total:6} states: {operation}");
+    assert!(total >= 2000, "only {total} states");
+}
+
+#[test]
+fn every_power_cut_in_compact_leaves_a_good_disk() {
+    enumerate("compact");
+}
+
+#[test]
+fn every_power_cut_in_resize_leaves_the_old_or_the_new_size() {
+    enumerate("resize");
+}
+
+#[test]
+fn every_power_cut_in_a_change_of_items_leaves_the_old_or_the_new_ones() {
+    enumerate("metadata");
+}
+
+#[test]
+fn without_a_barrier_a_power_cut_does_harm() {
+    for operation in ["compact", "resize", "metadata"] {
+        for barrier in [Barrier::BeforeLogEntry, Barrier::LogEntry, Barrier::BeforeLogClear] {
+            let mut scenarios = SCENARIOS.iter().filter(|(of, ..)| *of == operation);
+            let caught = scenarios.find_map(|(_, name, scenario)| {
+                let why = scenario().run(&crash(Some(barrier))).err()?;
+                Some((name, why))
+            });
+            match caught {
+                Some((name, why)) => {
+                    println!(
+                        "{barrier:?} is needed, says {operation}, {name}: {}",
+                        why.lines().next().unwrap_or("")
+                    );
+                }
+                None => panic!("{operation}: {barrier:?} can be left out and no test notices"),
+            }
+        }
+    }
+}

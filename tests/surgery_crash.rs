@@ -1,0 +1,607 @@
+//! Power cuts during surgery on chains: revert, delete, re-parent, rebase, detach. In every state a cut may leave, each
+//! disk that is there opens, passes `check` and reads as it must; the operation run again finishes; life goes on. The
+//! last test takes the barriers away in turn and wants the others to notice.
+
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use avhdx::ops::{self, CheckOptions, Severity};
+use avhdx::options::{
+    CreateOptions, DeleteInto, DeleteOptions, DiskType, OpenOptions, RebaseOptions, ReparentOptions, RevertOptions,
+};
+use avhdx::storage::crash::{CrashFileSystem, CrashOptions};
+use avhdx::storage::{Barrier, FileSystem, MemoryFileSystem};
+use avhdx::{Chain, Error, ErrorKind};
+
+const MIB: u64 = 1 << 20;
+const SIZE: u64 = 4 * MIB + 512;
+const SECTOR: usize = 512;
+
+/// Mark: everything the job wrote is promised.
+const PROMISED: u64 = 1;
+
+fn path(name: &str) -> PathBuf {
+    Path::new("/vm").join(name)
+}
+
+fn options(fs: &MemoryFileSystem) -> OpenOptions {
+    OpenOptions::new().on(Arc::new(fs.clone()))
+}
+
+fn pattern(seed: u8, len: usize) -> Vec<u8> {
+    (0..len).map(|i| seed.wrapping_add((i / SECTOR) as u8) | 1).collect()
+}
+
+/// A disk and what it reads as before and after the job.
+struct Disk {
+    name: &'static str,
+    before: Vec<u8>,
+    after: Vec<u8>,
+}
+
+type Job = fn(&OpenOptions, &mut dyn FnMut()) -> Result<(), Error>;
+
+struct Scenario {
+    name: &'static str,
+    /// How many times the usual number of subsets to try.
+    thoroughly: usize,
+    prepared: fn(&MemoryFileSystem),
+    /// The operation and writes around it; calls back when all is promised.
+    job: Job,
+    /// After a cut: finishes.
+    again: Job,
+    /// One of these is the disk in use.
+    leaves: &'static [&'static str],
+    /// What the leaf is written during the job: where, and the seed.
+    writes: &'static [(u64, u8)],
+    /// Files that are never missing.
+    kept: &'static [&'static str],
+    /// Files gone when the operation was finished.
+    gone: &'static [&'static str],
+}
+
+const WRITE_LEN: usize = 4096;
+/// What is read of each block: everything that differs between disks begins in it.
+const WINDOW: u64 = 128 << 10;
+
+fn create(fs: &MemoryFileSystem, name: &str, parent: Option<&str>) -> Chain {
+    let mut create = CreateOptions::default();
+    create.disk_type = parent.map_or(DiskType::Dynamic, |_| DiskType::Differencing);
+    create.parent = parent.map(path);
+    (create.size, create.block_size) = (SIZE, MIB as u32);
+    create.open = options(fs);
+    ops::create(&path(name), &create).unwrap();
+    Chain::open(&path(name), &options(fs)).unwrap()
+}
+
+fn put(chain: &Chain, at: u64, seed: u8, len: usize) {
+    chain.write(&pattern(seed, len), at, false).unwrap();
+}
+
+/// base <- a <- b, and base <- d, a <- c; y on b.
+fn tree(fs: &MemoryFileSystem) {
+    let base = create(fs, "base.vhdx", None);
+    put(&base, 0, 0x10, 2 * MIB as usize);
+    put(&base, 3 * MIB, 0x20, 8192);
+    base.close().unwrap();
+    let a = create(fs, "a.avhdx", Some("base.vhdx"));
+    put(&a, 4096, 0x30, 8192);
+    put(&a, MIB + 65536, 0x31, 4096);
+    put(&a, 2 * MIB, 0x32, MIB as usize);
+    a.discard(3 * MIB, MIB, false).unwrap();
+    a.close().unwrap();
+    for (name, parent, seed) in [
+        ("b.avhdx", "a.avhdx", 0x40),
+        ("c.avhdx", "a.avhdx", 0x50),
+        ("d.avhdx", "base.vhdx", 0x60),
+    ] {
+        let chain = create(fs, name, Some(parent));
+        put(&chain, 8192, seed, 4096);
+        put(&chain, 2 * MIB + 4096, seed + 1, 4096);
+        chain.close().unwrap();
+    }
+}
+
+fn without_siblings(fs: &MemoryFileSystem) {
+    tree(fs);
+    fs.remove(&path("d.avhdx")).unwrap();
+}
+
+/// b has a child, and there is a disk like a that is no relative of it.
+fn with_child(fs: &MemoryFileSystem) {
+    tree(fs);
+    let y = create(fs, "y.avhdx", Some("b.avhdx"));
+    put(&y, 0, 0x70, 4096);
+    y.close().unwrap();
+    let other = create(fs, "other.vhdx", None);
+    put(&other, 0, 0x10, MIB as usize);
+    put(&other, 3 * MIB, 0x33, 65536);
+    other.close().unwrap();
+}
+
+/// The base has moved, and there is a copy of it.
+fn moved(fs: &MemoryFileSystem) {
+    tree(fs);
+    let copy = create(fs, "copy.vhdx", None);
+    put(&copy, 0, 0x10, 2 * MIB as usize);
+    put(&copy, 3 * MIB, 0x20, 8192);
+    copy.close().unwrap();
+    fs.rename_new(&path("base.vhdx"), &path("moved.vhdx")).unwrap();
+}
+
+fn leaf(open: &OpenOptions, name: &str, seed: u8) -> Result<Chain, Error> {
+    let chain = Chain::open(&path(name), open)?;
+    chain.write(&pattern(seed, WRITE_LEN), 3 * MIB, false)?;
+    // The log has begun: what follows relies on the barriers of later commits.
+    chain.flush()?;
+    Ok(chain)
+}
+
+fn finish(chain: Chain, seed: u8, promised: &mut dyn FnMut()) -> Result<(), Error> {
+    chain.write(&pattern(seed, WRITE_LEN), 3 * MIB + 65536, false)?;
+    chain.flush()?;
+    promised();
+    chain.close()
+}
+
+fn delete(chain: &Chain, into: DeleteInto) -> Result<(), Error> {
+    let mut options = DeleteOptions::default();
+    options.into = into;
+    ops::delete_layer(chain, 1, &options, &mut |_| true).map(drop)
+}
+
+fn delete_again(open: &OpenOptions, into: DeleteInto) -> Result<(), Error> {
+    let chain = Chain::open(&path("b.avhdx"), open)?;
+    if chain.layer_path(1)?.ends_with("a.avhdx") {
+        delete(&chain, into)?;
+    }
+    chain.close()
+}
+
+fn rebase(open: &OpenOptions) -> Result<(), Error> {
+    let chain = Chain::open(&path("b.avhdx"), open)?;
+    ops::rebase(&chain, &path("other.vhdx"), &RebaseOptions::default(), &mut |_| true)?;
+    chain.close()
+}
+
+fn detach(open: &OpenOptions) -> Result<(), Error> {
+    let chain = Chain::open(&path("b.avhdx"), open)?;
+    match ops::detach(&chain, &RebaseOptions::default(), &mut |_| true) {
+        Err(e) if e.kind() == ErrorKind::Argument && chain.layer_count() == 1 => {}
+        done => {
+            done?;
+        }
+    }
+    chain.close()
+}
+
+fn reparent(open: &OpenOptions, to: &str) -> Result<(), Error> {
+    let mut options = ReparentOptions::default();
+    options.ignore_id_mismatch = true;
+    ops::reparent(&path("a.avhdx"), &path(to), open, &options).map(drop)
+}
+
+fn scenarios() -> Vec<Scenario> {
+    let usual = |name, job, again| Scenario {
+        name,
+        thoroughly: 1,
+        prepared: tree,
+        job,
+        again,
+        leaves: &["b.avhdx"],
+        writes: &[],
+        kept: &["base.vhdx", "b.avhdx", "c.avhdx", "d.avhdx"],
+        gone: &[],
+    };
+    let live: &[(u64, u8)] = &[(3 * MIB, 0xA1), (3 * MIB + 65536, 0xA2)];
+    vec![
+        Scenario {
+            prepared: without_siblings,
+            writes: live,
+            kept: &["base.vhdx", "b.avhdx", "c.avhdx"],
+            gone: &["a.avhdx"],
+            ..usual(
+                "delete into parent",
+                |open, promised| {
+                    let chain = leaf(open, "b.avhdx", 0xA1)?;
+                    delete(&chain, DeleteInto::Parent)?;
+                    finish(chain, 0xA2, promised)
+                },
+                |open, _| delete_again(open, DeleteInto::Parent),
+            )
+        },
+        Scenario {
+            writes: live,
+            gone: &["a.avhdx"],
+            ..usual(
+                "delete into children",
+                |open, promised| {
+                    let chain = leaf(open, "b.avhdx", 0xA1)?;
+                    delete(&chain, DeleteInto::Auto)?;
+                    finish(chain, 0xA2, promised)
+                },
+                |open, _| delete_again(open, DeleteInto::Auto),
+            )
+        },
+        Scenario {
+            prepared: |fs| {
+                tree(fs);
+                let y = create(fs, "y.avhdx", Some("b.avhdx"));
+                put(&y, 0, 0x70, 4096);
+                y.close().unwrap();
+            },
+            leaves: &["y.avhdx"],
+            gone: &["a.avhdx"],
+            ..usual(
+                "delete into an inner child",
+                |open, promised| {
+                    let chain = Chain::open(&path("y.avhdx"), open)?;
+                    let mut options = DeleteOptions::default();
+                    options.into = DeleteInto::Children;
+                    ops::delete_layer(&chain, 2, &options, &mut |_| true)?;
+                    promised();
+                    chain.close()
+                },
+                |open, _| {
+                    let chain = Chain::open(&path("y.avhdx"), open)?;
+                    if chain.layer_path(2)?.ends_with("a.avhdx") {
+                        let mut options = DeleteOptions::default();
+                        options.into = DeleteInto::Children;
+                        ops::delete_layer(&chain, 2, &options, &mut |_| true)?;
+                    }
+                    chain.close()
+                },
+            )
+        },
+        Scenario {
+            thoroughly: 14,
+            prepared: |fs| {
+                tree(fs);
+                fs.remove(&path("c.avhdx")).unwrap();
+            },
+            leaves: &["new.avhdx", "b.avhdx"],
+            writes: live,
+            kept: &["base.vhdx", "d.avhdx"],
+            gone: &[],
+            ..usual(
+                "revert and unlink",
+                |open, promised| {
+                    let chain = Chain::open(&path("b.avhdx"), open)?;
+                    let mut options = RevertOptions::default();
+                    (options.unlink, options.block_size) = (true, MIB as u32);
+                    ops::revert(&chain, 2, &path("new.avhdx"), &options)?;
+                    chain.write(&pattern(0xA1, WRITE_LEN), 3 * MIB, false)?;
+                    finish(chain, 0xA2, promised)
+                },
+                |_, _| Ok(()),
+            )
+        },
+        Scenario {
+            thoroughly: 5,
+            prepared: with_child,
+            leaves: &["y.avhdx"],
+            kept: &["base.vhdx", "a.avhdx", "b.avhdx", "c.avhdx", "d.avhdx", "other.vhdx"],
+            ..usual(
+                "rebase under a child",
+                |open, promised| {
+                    rebase(open)?;
+                    promised();
+                    Ok(())
+                },
+                |open, _| rebase(open),
+            )
+        },
+        Scenario {
+            thoroughly: 5,
+            prepared: with_child,
+            writes: live,
+            kept: &["base.vhdx", "a.avhdx", "b.avhdx", "c.avhdx", "d.avhdx", "other.vhdx"],
+            ..usual(
+                "rebase, live",
+                |open, promised| {
+                    let chain = leaf(open, "b.avhdx", 0xA1)?;
+                    ops::rebase(&chain, &path("other.vhdx"), &RebaseOptions::default(), &mut |_| true)?;
+                    finish(chain, 0xA2, promised)
+                },
+                |open, _| rebase(open),
+            )
+        },
+        Scenario {
+            thoroughly: 5,
+            prepared: with_child,
+            leaves: &["y.avhdx"],
+            kept: &["base.vhdx", "a.avhdx", "b.avhdx", "c.avhdx", "d.avhdx", "other.vhdx"],
+            ..usual(
+                "detach under a child",
+                |open, promised| {
+                    detach(open)?;
+                    promised();
+                    Ok(())
+                },
+                |open, _| detach(open),
+            )
+        },
+        Scenario {
+            thoroughly: 5,
+            writes: live,
+            kept: &["base.vhdx", "a.avhdx", "b.avhdx", "c.avhdx", "d.avhdx"],
+            ..usual(
+                "detach, live",
+                |open, promised| {
+                    let chain = leaf(open, "b.avhdx", 0xA1)?;
+                    ops::detach(&chain, &RebaseOptions::default(), &mut |_| true)?;
+                    finish(chain, 0xA2, promised)
+                },
+                |open, _| detach(open),
+            )
+        },
+        Scenario {
+            thoroughly: 3,
+            prepared: moved,
+            kept: &["moved.vhdx", "copy.vhdx", "a.avhdx", "b.avhdx", "c.avhdx", "d.avhdx"],
+            ..usual(
+                "re-parent there and back",
+                |open, promised| {
+                    for to in [
+                        "moved.vhdx",
+                        "copy.vhdx",
+                        "moved.vhdx",
+                        "copy.vhdx",
+                        "moved.vhdx",
+                        "copy.vhdx",
+                    ] {
+                        reparent(open, to)?;
+                    }
+                    promised();
+                    Ok(())
+                },
+                |open, _| reparent(open, "moved.vhdx"),
+            )
+        },
+    ]
+}
+
+fn content(open: &OpenOptions, file: &Path) -> Vec<u8> {
+    let mut bytes = vec![0xEE; SIZE as usize];
+    Chain::open(file, open).unwrap().read(&mut bytes, 0).unwrap();
+    bytes
+}
+
+fn text(what: &str, e: Error) -> String {
+    format!("{what}: {}", e.chain_text())
+}
+
+fn check(file: &Path, open: &OpenOptions) -> Result<(), String> {
+    let mut first = None;
+    ops::check(file, open, &CheckOptions::default(), &mut |finding| {
+        if finding.severity == Severity::Error && first.is_none() {
+            first = Some(format!("check {file:?}: {}", finding.defect));
+        }
+    })
+    .map_err(|e| text("check", e))?;
+    first.map_or(Ok(()), Err)
+}
+
+fn is_whole(file: &Path) -> bool {
+    !file.to_string_lossy().ends_with(".tmp")
+}
+
+struct Run {
+    scenario: Scenario,
+    fs: CrashFileSystem,
+    disks: Vec<Disk>,
+}
+
+impl Run {
+    fn new(scenario: Scenario) -> Run {
+        let memory = MemoryFileSystem::new();
+        (scenario.prepared)(&memory);
+        let fs = CrashFileSystem::new(&memory);
+        let mut disks = Vec::new();
+        for file in memory.paths() {
+            let before = content(&options(&memory), &file);
+            let name: &'static str = file.file_name().unwrap().to_str().unwrap().to_string().leak();
+            let after = before.clone();
+            disks.push(Disk { name, before, after });
+        }
+        if scenario.leaves.len() > 1 {
+            // A revert: the new leaf begins as what the layer reads as.
+            let base = disks.iter().find(|d| d.name == "base.vhdx").unwrap().before.clone();
+            let (before, after) = (base.clone(), base);
+            disks.push(Disk {
+                name: scenario.leaves[0],
+                before,
+                after,
+            });
+        }
+        let written = disks.iter_mut().find(|d| d.name == scenario.leaves[0]).unwrap();
+        for &(at, seed) in scenario.writes {
+            written.after[at as usize..at as usize + WRITE_LEN].copy_from_slice(&pattern(seed, WRITE_LEN));
+        }
+        let live = OpenOptions::new().on(Arc::new(fs.clone()));
+        let marker = fs.clone();
+        (scenario.job)(&live, &mut || marker.mark(PROMISED)).unwrap();
+        let paths = memory.paths();
+        assert!(!paths.is_empty());
+        Run { scenario, fs, disks }
+    }
+
+    fn read(&self, open: &OpenOptions, paths: &[PathBuf], promised: bool) -> Result<(), String> {
+        let merged_into_parent = self.scenario.name == "delete into parent";
+        for disk in self.disks.iter().filter(|d| paths.contains(&path(d.name))) {
+            // The parent's own state is what such a deletion is for; and the deleted file is nobody's.
+            if merged_into_parent && matches!(disk.name, "base.vhdx" | "a.avhdx") {
+                continue;
+            }
+            // Written meanwhile: its child, if it had one, is orphaned.
+            if !self.scenario.writes.is_empty() && disk.name == "y.avhdx" {
+                continue;
+            }
+            let chain = Chain::open(&path(disk.name), open).map_err(|e| text(disk.name, e))?;
+            for window in (0..SIZE).step_by(MIB as usize) {
+                let mut found = vec![0xEE; WINDOW.min(SIZE - window) as usize];
+                chain.read(&mut found, window).map_err(|e| text(disk.name, e))?;
+                let start = window as usize;
+                let range = start..start + found.len();
+                if found == disk.after[range.clone()] || !promised && found == disk.before[range] {
+                    continue;
+                }
+                for (i, sector) in found.chunks(SECTOR).enumerate() {
+                    let at = start + i * SECTOR;
+                    let (old, new) = (&disk.before[at..at + SECTOR], &disk.after[at..at + SECTOR]);
+                    if sector != new && (promised || sector != old) {
+                        let name = disk.name;
+                        return Err(format!("{name}: sector at {at:#x} reads as {:#x}..", sector[0]));
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn verify(&self, state: &MemoryFileSystem, marks: &[u64], thorough: bool) -> Result<(), String> {
+        let promised = marks.contains(&PROMISED);
+        let mut open = options(state);
+        open.lock = false;
+        let paths = state.paths();
+        for name in self.scenario.kept {
+            if !paths.contains(&path(name)) {
+                return Err(format!("{name} is missing"));
+            }
+        }
+        let leaf = self.scenario.leaves.iter().find(|l| paths.contains(&path(l)));
+        let leaf = path(leaf.ok_or("no leaf is left")?);
+        for file in paths.iter().filter(|f| is_whole(f)) {
+            check(file, &open)?;
+        }
+        let mut read_only = open.clone();
+        read_only.read_only = true;
+        self.read(&read_only, &paths, promised)?;
+        if !thorough {
+            return Ok(());
+        }
+        (self.scenario.again)(&open, &mut || ()).map_err(|e| text("again", e))?;
+        let paths = state.paths();
+        if self.scenario.writes.is_empty() || promised {
+            for name in self.scenario.gone.iter().filter(|name| paths.contains(&path(name))) {
+                // Every child had left it when power failed: nothing refers to it.
+                let depends = paths.iter().filter(|f| is_whole(f) && !f.ends_with(name)).any(|file| {
+                    let chain = Chain::open(file, &read_only);
+                    chain.is_ok_and(|c| (0..c.layer_count()).any(|i| c.layer_path(i).unwrap().ends_with(name)))
+                });
+                if depends {
+                    return Err(format!("something still depends on {name}"));
+                }
+            }
+        }
+        self.read(&read_only, &paths, promised)?;
+        let chain = Chain::open(&leaf, &open).map_err(|e| text("open again", e))?;
+        for at in [0, MIB + 512, SIZE - 1536] {
+            chain
+                .write(&pattern(0xF0, 1536), at, true)
+                .map_err(|e| text("write", e))?;
+        }
+        chain.close().map_err(|e| text("close", e))?;
+        for file in paths.iter().filter(|f| is_whole(f)) {
+            check(file, &open)?;
+        }
+        Ok(())
+    }
+
+    fn enumerate(&self, crash: &CrashOptions) -> Result<u64, String> {
+        let mut wrong = None;
+        let mut count = 0u64;
+        let stats = self.fs.enumerate(crash, &mut |state, point| {
+            count += 1;
+            match self.verify(&state, &point.marks, count % 5 == 0) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(why) => {
+                    wrong = Some(format!("{why}\n  {} (seed {})", point.description, crash.seed));
+                    ControlFlow::Break(())
+                }
+            }
+        });
+        wrong.map_or(Ok(stats.states), Err)
+    }
+}
+
+fn subsets() -> usize {
+    let asked = std::env::var("AVHDX_CRASH_SUBSETS")
+        .ok()
+        .and_then(|text| text.parse().ok());
+    asked.unwrap_or(24)
+}
+
+fn crash(ignore: Option<Barrier>, times: usize) -> CrashOptions {
+    CrashOptions {
+        ignore,
+        subsets_per_point: subsets() * times,
+        garble_below: 192 << 10,
+        ..CrashOptions::default()
+    }
+}
+
+fn every_power_cut_leaves_good_disks(operation: &str) {
+    let mut total = 0;
+    for scenario in scenarios().into_iter().filter(|s| s.name.starts_with(operation)) {
+        let (name, times) = (scenario.name, scenario.thoroughly);
+        match Run::new(scenario).enumerate(&crash(None, times)) {
+            Ok(states) => {
+                println!("{states:6} states: {name}");
+                total += states;
+            }
+            Err(why) => panic!("{name}: {why}"),
+        }
+    }
+    assert!(total >= 2000 || subsets() < 24, "only {total} states");
+}
+
+#[test]
+fn delete_survives_power_cuts() {
+    every_power_cut_leaves_good_disks("delete");
+}
+
+#[test]
+fn revert_survives_power_cuts() {
+    every_power_cut_leaves_good_disks("revert");
+}
+
+#[test]
+fn rebase_survives_power_cuts() {
+    every_power_cut_leaves_good_disks("rebase");
+}
+
+#[test]
+fn detach_survives_power_cuts() {
+    every_power_cut_leaves_good_disks("detach");
+}
+
+#[test]
+fn reparent_survives_power_cuts() {
+    every_power_cut_leaves_good_disks("re-parent");
+}
+
+#[test]
+fn without_any_one_barrier_a_power_cut_does_harm() {
+    // Replay and plain payload are not part of these operations: tests/crash.rs has them.
+    let needed = Barrier::ALL
+        .iter()
+        .filter(|b| !matches!(b, Barrier::Replayed | Barrier::Payload));
+    for &barrier in needed {
+        let caught = scenarios().into_iter().find_map(|scenario| {
+            let name = scenario.name;
+            Run::new(scenario)
+                .enumerate(&crash(Some(barrier), 1))
+                .err()
+                .map(|why| (name, why))
+        });
+        match caught {
+            Some((name, why)) => println!(
+                "{barrier:?} is needed, says {name}: {}",
+                why.lines().next().unwrap_or("")
+            ),
+            None => panic!("{barrier:?} can be left out and no test notices"),
+        }
+    }
+}
