@@ -29,7 +29,7 @@ mkfs.ext4 -q -d tree disk.raw 192M
 
 # The guest's files as it told of them, and how often it did.
 declare -A files
-count=0
+count=0 marks=0
 
 # boot [PROPERTY]: a guest whose lines come on descriptor 8, and which reads from 7.
 boot() {
@@ -66,9 +66,17 @@ hear() {
     return 1
 }
 
+# now: what is heard from here on happened after this.
+now() {
+    marks=$((marks + 1))
+    echo "mark $marks" >&7
+    hear "mark $marks"
+}
+
 # writes N: the guest writes N more files.
 writes() {
     local more
+    now || return
     for more in $(seq "$1"); do hear "file " || return; done
 }
 
@@ -76,8 +84,10 @@ known() { for name in "${!files[@]}"; do echo "$name ${files[$name]}"; done | so
 
 # merge_live NAME ARGUMENT...: slow enough for the guest to write meanwhile.
 merge_live() {
-    local name=$1 before=$count job
+    local name=$1 before job
     shift
+    now
+    before=$count
     "$avhdx" control control merge "$@" --rate 4M >merge.log 2>&1 &
     job=$!
     while kill -0 "$job" 2>/dev/null; do hear "file " || break; done
@@ -116,7 +126,7 @@ check "what it reads is what it wrote" diff -u before <(known)
 check "checkpoint 5" "$avhdx" control control checkpoint "leaf, 5.avhdx" --block-size 1M
 echo write >&7
 check "writes before the cut" writes 5
-"$avhdx" control control merge 1 --rate 1M >merge.log 2>&1 &
+"$avhdx" control control merge 1 --rate 64K >merge.log 2>&1 &
 merge=$!
 check "writes within the merge" writes 5
 check "the merge is under way" kill -0 "$merge"
