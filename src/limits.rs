@@ -41,3 +41,5 @@ pub const MAX_SCANNED_DEPTH: usize = 64;
 pub const MAX_SCANNED_LOG: u32 = 16 << 20;
 /// Most blocks of a VHD: what 2040 GiB with 512 KiB blocks need. Bounds the memory that its BAT takes to 16 MiB.
 pub const MAX_VHD_BLOCKS: u64 = 4 << 20;
+/// Most findings a repair compares one by one. A file of all broken entries would otherwise fill memory with them.
+pub const MAX_REPAIR_FINDINGS: usize = 10_000;

@@ -203,6 +203,24 @@ pub(crate) enum Command {
     Monitor(crate::monitor::Monitor),
     /// Merge away the oldest checkpoints of a disk
     Prune(crate::prune::Prune),
+    /// Mend what can be mended in a file, with an undo file
+    Repair {
+        /// The file
+        path: PathBuf,
+        #[command(flatten)]
+        mending: crate::repair::Mending,
+        #[command(flatten)]
+        open: Open,
+    },
+    /// Take a repair back: the file is what it was before, bit for bit
+    Undo {
+        /// The file that was repaired
+        path: PathBuf,
+        /// The undo file, where it is not FILE.undo
+        undo: Option<PathBuf>,
+        #[command(flatten)]
+        open: Open,
+    },
 }
 
 #[derive(Debug, Subcommand)]

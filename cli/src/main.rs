@@ -9,6 +9,7 @@ mod convert;
 mod data;
 mod monitor;
 mod prune;
+mod repair;
 mod report;
 mod serve;
 mod shape;
@@ -102,6 +103,8 @@ fn run(command: Command) -> Outcome {
             windows,
             open,
         } => report::check(&path, &open, json, windows),
+        Command::Repair { path, mending, open } => repair::repair(&path, &mending, &open),
+        Command::Undo { path, undo, open } => repair::undo(&path, undo.as_deref(), &open),
         Command::Read { path, range, open } => data::read(&path, &range, &open),
         Command::Write {
             path,

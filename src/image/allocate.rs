@@ -21,6 +21,11 @@ impl Image {
         Ok(())
     }
 
+    /// Finds out who owns what, so that [`Image::clean`] cuts the file behind its last structure.
+    pub(crate) fn know_space(&self) -> Result<()> {
+        self.ensure_space(self.writer()?)
+    }
+
     /// The owners of every MiB, from the file; any overlap is an error.
     fn survey(&self) -> Result<Space> {
         let file_len = self.file_len();
@@ -65,6 +70,11 @@ impl Image {
         }
         space.keep_partial_tail(file_len);
         Ok(space)
+    }
+
+    /// Gives the file this length, if it is shorter.
+    pub(crate) fn extend(&self, len: u64) -> Result<()> {
+        self.grow_file(len)
     }
 
     fn grow_file(&self, len: u64) -> Result<()> {

@@ -10,7 +10,7 @@ use crate::image::front::Front;
 use crate::image::space::Space;
 use crate::image::{Image, Shared};
 use crate::options::{LogPolicy, OpenOptions};
-use crate::storage::{Access, LockMode};
+use crate::storage::{Access, LockMode, Storage};
 use crate::units::{BatSlot, ChunkIndex, MIB};
 
 /// How bad a finding is.
@@ -33,6 +33,8 @@ pub struct Finding {
     pub severity: Severity,
     /// The rule, place, found, wanted.
     pub defect: Defect,
+    /// Mended, by [`super::repair`]; check never does.
+    pub repaired: bool,
 }
 
 /// What was seen.
@@ -52,6 +54,8 @@ pub struct CheckReport {
     pub total_blocks: u64,
     /// Bytes of file no structure owns.
     pub leaked_bytes: u64,
+    /// Findings that were mended, by [`super::repair`]; the other numbers are of the file as it is then.
+    pub repaired: u64,
 }
 
 /// What to look for.
@@ -74,7 +78,11 @@ impl Reporter<'_> {
             Severity::Warning => self.report.warnings += 1,
             Severity::Note => self.report.notes += 1,
         }
-        (self.sink)(&Finding { severity, defect });
+        (self.sink)(&Finding {
+            severity,
+            defect,
+            repaired: false,
+        });
     }
 }
 
@@ -89,6 +97,17 @@ pub fn check(
 ) -> Result<CheckReport> {
     let storage = open::storage(path, Access::Read, open)?;
     open::lock(&*storage, LockMode::Read, open).at(path)?;
+    check_storage(storage, path, open, options, report)
+}
+
+/// [`check`] of a file that is open.
+pub(super) fn check_storage(
+    storage: Arc<dyn Storage>,
+    path: &Path,
+    open: &OpenOptions,
+    options: &CheckOptions,
+    report: &mut dyn FnMut(&Finding),
+) -> Result<CheckReport> {
     let mut reporter = Reporter {
         report: CheckReport::default(),
         sink: report,
