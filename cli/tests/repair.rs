@@ -44,7 +44,11 @@ fn a_repair_mends_and_undo_takes_it_back() {
     let output = avhdx(dir, "repair --dry-run d.vhdx");
     assert_eq!(output.status.code(), Some(0), "{}", said(&output));
     assert!(said(&output).contains("can be repaired"), "{}", said(&output));
-    assert_eq!(fs::read(dir.join("d.vhdx")).unwrap(), before, "a dry run writes nothing");
+    assert_eq!(
+        fs::read(dir.join("d.vhdx")).unwrap(),
+        before,
+        "a dry run writes nothing"
+    );
     assert!(!dir.join("d.vhdx.undo").exists());
 
     let output = avhdx(dir, "repair d.vhdx");
