@@ -6,7 +6,7 @@
 needs nbdinfo libvirtd virsh virt-xml-validate qemu-system-x86_64
 
 # libvirtd and its QEMU are another user's where they can be. That user must be allowed to reach the socket.
-me=()
+me=(env)
 export HOME=$work/home XDG_RUNTIME_DIR=$work/run XDG_CONFIG_HOME=$work/config XDG_CACHE_HOME=$work/home
 mkdir "$HOME" "$XDG_RUNTIME_DIR" "$XDG_CONFIG_HOME"
 if [ "$(id -u)" = 0 ]; then
