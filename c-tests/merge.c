@@ -161,6 +161,38 @@ static void cancelled_and_finished(void)
     CHECK_OK(errors_in(tmp("cancel/base.vhdx")));
 }
 
+/* What was cancelled says what it was, in its files, and is finished without being told again. */
+static void resumed(void)
+{
+    avhdx_disk *disk = chain("resume");
+    struct watch w = { 0, 0, 0, 0, 1, 0 };
+    avhdx_progress_cb cb = { progress, NULL, freed };
+    struct avhdx_pending pending = AVHDX_PENDING_INIT;
+    avhdx_opts *o = opts("parent-root=/nowhere");
+
+    cb.user = &w;
+    CHECK_OK(avhdx_close(disk));
+    CHECK_OK(avhdx_pending(tmp("resume/b.avhdx"), NULL, &pending));
+    CHECK_INT(pending.stage, AVHDX_PENDING_NONE);
+    CHECK_INT(avhdx_resume(tmp("resume/b.avhdx"), NULL, NULL), 0);
+    NEED((disk = open_with(tmp("resume/b.avhdx"), "")) != NULL);
+    CHECK_FAILS(avhdx_merge(disk, 0, 2, NULL, &cb), ECANCELED, AVHDX_ERR_CANCELLED);
+    CHECK_OK(avhdx_close(disk));
+    CHECK_OK(avhdx_pending(tmp("resume/b.avhdx"), NULL, &pending));
+    CHECK_INT(pending.stage, AVHDX_PENDING_MERGE);
+    CHECK(pending.top == 0 && pending.base == 2);
+    CHECK_FAILS(avhdx_resume(tmp("resume/b.avhdx"), o, NULL), ENOENT, AVHDX_ERR_PARENT_NOT_FOUND);
+    CHECK_FAILS(avhdx_resume(tmp("resume/b.avhdx"), NULL, &cb), ECANCELED, AVHDX_ERR_CANCELLED);
+    CHECK_INT(avhdx_resume(tmp("resume/b.avhdx"), NULL, NULL), 1);
+    CHECK(!exists(tmp("resume/a.avhdx")) && !exists(tmp("resume/b.avhdx")));
+    NEED((disk = open_with(tmp("resume/base.vhdx"), "")) != NULL);
+    reads_the_same(disk);
+    CHECK_OK(avhdx_close(disk));
+    CHECK_INT(avhdx_resume(tmp("resume/base.vhdx"), NULL, NULL), 0);
+    CHECK_FAILS(avhdx_pending(tmp("resume/none"), NULL, &pending), ENOENT, AVHDX_ERR_IO);
+    avhdx_opts_free(o);
+}
+
 static void by_path(void)
 {
     avhdx_opts *o = opts("mode=auto,lock=on");
@@ -191,6 +223,7 @@ int main(void)
     RUN(unusable_ranges);
     RUN(siblings_are_not_orphaned);
     RUN(cancelled_and_finished);
+    RUN(resumed);
     RUN(by_path);
     free(model);
     free(buf);

@@ -22,6 +22,7 @@ static void without_a_disk(void)
     struct avhdx_check seen = AVHDX_CHECK_INIT;
     avhdx_opts *o = avhdx_opts_new();
     struct avhdx_progress progress = AVHDX_PROGRESS_INIT;
+    struct avhdx_pending pending = AVHDX_PENDING_INIT;
     avhdx_disk *disk = (avhdx_disk *)1;
     avhdx_job *job = (avhdx_job *)1;
     struct avhdx_tree_node node = AVHDX_TREE_NODE_INIT;
@@ -71,6 +72,9 @@ static void without_a_disk(void)
     REFUSES(avhdx_job_progress(NULL, &progress), "job");
     REFUSES(avhdx_job_cancel(NULL), "job");
     avhdx_job_free(NULL);
+    REFUSES(avhdx_pending(NULL, NULL, &pending), "path");
+    REFUSES(avhdx_pending("x", NULL, NULL), "pending");
+    REFUSES(avhdx_resume(NULL, NULL, NULL), "path");
     REFUSES(avhdx_tree_scan(NULL, paths, 1, NULL), "tree");
     REFUSES(avhdx_tree_scan(&tree, NULL, 1, NULL), "dirs");
     CHECK(tree == NULL);

@@ -531,7 +531,7 @@ void avhdx_abort(avhdx_disk *disk);
 #define AVHDX_INFO_DIRTY_LOG 1
 /* Flag of information: writes are refused. */
 #define AVHDX_INFO_READ_ONLY 2
-/* Flag of information: an interrupted merge was found; run it again to finish it. */
+/* Flag of information: an interrupted merge was found; avhdx_resume finishes it. */
 #define AVHDX_INFO_PENDING_MERGE 4
 /* Flag of information: the file has a parent; parent_linkage is set. */
 #define AVHDX_INFO_HAS_PARENT 8
@@ -1215,7 +1215,7 @@ int avhdx_digest(avhdx_disk *disk,
 #define AVHDX_PROBLEM_MISSING_PARENT 1
 /* Problem: the file where the parent should be is another disk or was modified. */
 #define AVHDX_PROBLEM_PARENT_MODIFIED 2
-/* Problem: a merge into the parent was cut short; merge again to finish it. */
+/* Problem: a merge into the parent was cut short; avhdx_resume finishes it. */
 #define AVHDX_PROBLEM_INTERRUPTED_MERGE 4
 /* Problem: the paths recorded do not lead to the parent. */
 #define AVHDX_PROBLEM_STALE_PATH 8
@@ -1373,6 +1373,52 @@ int avhdx_job_cancel(avhdx_job *job);
  * be running, or begin. job: may be NULL. Since 1.0.
  */
 void avhdx_job_free(avhdx_job *job);
+
+/* ---- Interrupted operations ---- */
+
+/*
+ * A merge that was cut by a failure, cancellation or power loss leaves a disk that reads the same, and notes in its
+ * files what was asked for. Other operations leave nothing to finish: they are run again or not.
+ */
+
+/* Nothing is pending. */
+#define AVHDX_PENDING_NONE 0
+/* A merge whose layers are still in the chain. */
+#define AVHDX_PENDING_MERGE 1
+/* A merge that is complete, and left files behind that nobody needs. */
+#define AVHDX_PENDING_TIDYING 2
+
+/* An interrupted operation. Since 1.0. */
+struct avhdx_pending
+{
+    /* Set by AVHDX_PENDING_INIT. */
+    uint32_t struct_size;
+    /* AVHDX_PENDING_NONE, AVHDX_PENDING_MERGE or AVHDX_PENDING_TIDYING. */
+    uint32_t stage;
+    /* The uppermost layer to be merged, 0 = leaf; when tidying, the layer that stays above the base. */
+    uint32_t top;
+    /* The layer merged into. */
+    uint32_t base;
+};
+#define AVHDX_PENDING_INIT { sizeof(struct avhdx_pending), 0, 0, 0 }
+
+/*
+ * Tells whether a merge in the chain whose leaf is at path was interrupted, and which; of several, the lowest. Nothing
+ * is written. Where another program began it, only the layer directly above the base is known to have been meant.
+ *
+ * Keys: those of "open". Errors: those of avhdx_open. path, pending: not NULL; opts: may be NULL. Any thread. Since 1.0.
+ */
+int avhdx_pending(const char *path, const avhdx_opts *opts, struct avhdx_pending *pending);
+
+/*
+ * Finishes every interrupted merge of the chain whose leaf is at path, which is not open, the way it was asked for:
+ * the same layers, their files removed or kept. Returns 1 when something was finished and is durable, 0 when nothing was
+ * pending. Where the leaf itself was to be merged, its file is gone and the base is the disk.
+ *
+ * Keys: those of "merge" and of "open"; "unlink" cannot remove what was to be kept. Errors: those of avhdx_open and
+ * avhdx_merge; run it again after any of them. path: not NULL; opts, progress: may be NULL. Any thread. Since 1.0.
+ */
+int avhdx_resume(const char *path, const avhdx_opts *opts, const avhdx_progress_cb *progress);
 
 #ifdef __cplusplus
 }

@@ -41,6 +41,8 @@ struct History {
     others: Vec<(PathBuf, Vec<u8>)>,
     /// Run again after a cut, to finish what was cut.
     resume: Option<(PathBuf, Option<PathBuf>, MergeMode)>,
+    /// How many files there are when that is done.
+    files_left: usize,
 }
 
 const STARTED: u64 = 1 << 32;
@@ -77,6 +79,7 @@ impl History {
             others: Vec::new(),
             leaves: leaves.iter().map(|l| path(l)).collect(),
             resume: None,
+            files_left: 0,
         }
     }
 
@@ -178,6 +181,49 @@ impl History {
         Ok(())
     }
 
+    /// Finishes what was cut, as the file at `leaf` tells it: all of it, or nothing of it, is then done, and no file is
+    /// left that no disk needs.
+    fn resume(
+        &self,
+        leaf: &Path,
+        fs: &MemoryFileSystem,
+        open: &OpenOptions,
+        mode: MergeMode,
+    ) -> Result<PathBuf, String> {
+        let fail = |what: &str, e: avhdx::Error| format!("{what}: {}", e.chain_text());
+        let mut options = MergeOptions::default();
+        options.mode = mode;
+        let pending = ops::pending(leaf, open).map_err(|e| fail("pending", e))?;
+        let resumed = ops::resume(leaf, open, &options, &mut |_| true).map_err(|e| fail("resume", e))?;
+        if pending.is_some() != resumed.is_some() {
+            return Err(format!("pending {pending:?}, resumed {resumed:?}"));
+        }
+        let leaf = self
+            .leaves
+            .iter()
+            .find(|l| fs.paths().contains(l))
+            .ok_or("no leaf after resuming")?;
+        if let Some(pending) = ops::pending(leaf, open).map_err(|e| fail("pending", e))? {
+            return Err(format!("still pending: {pending:?}"));
+        }
+        let mut used = Vec::new();
+        let mut read_only = open.clone();
+        read_only.read_only = true;
+        for leaf in self.others.iter().map(|(path, _)| path).chain([leaf]) {
+            let chain = Chain::open(leaf, &read_only).map_err(|e| fail("open", e))?;
+            used.extend((0..chain.layer_count()).map(|layer| chain.layer_path(layer).unwrap()));
+        }
+        let mut left = fs.paths();
+        left.retain(|path| !path.to_string_lossy().ends_with(".tmp"));
+        if resumed.is_some() && left.len() != self.files_left {
+            return Err(format!("resumed in part: {left:?}"));
+        }
+        match left.into_iter().find(|path| !used.contains(path)) {
+            Some(path) => Err(format!("{path:?} is left behind")),
+            None => Ok(leaf.clone()),
+        }
+    }
+
     fn verify(&self, state: MemoryFileSystem, marks: &[u64], thorough: bool) -> Result<(), String> {
         let last = |kind: u64| {
             let of_kind = marks.iter().rev().find(|m| *m & !0xFFFF_FFFF == kind);
@@ -234,6 +280,11 @@ impl History {
         let mut leaf = leaf.clone();
         if let Some((top, into, mode)) = &self.resume {
             if paths.contains(top) && into.as_ref().is_none_or(|into| paths.contains(into)) {
+                let again = fs.snapshot();
+                let mut on = crate::options(Arc::new(again.clone()));
+                on.lock = false;
+                let resumed = self.resume(&leaf, &again, &on, *mode)?;
+                read(&on, &resumed)?;
                 let mut options = MergeOptions::default();
                 options.mode = *mode;
                 match ops::merge_path(top, into.as_deref(), &open, &options, &mut |_| true) {
@@ -439,6 +490,7 @@ fn merge(layers: &[&str], top: usize, base: usize, mode: MergeMode) -> History {
     names.push("base.vhdx");
     let mut history = History::new(&fs, content, &[newest, names[base]]);
     history.resume = Some((path(names[top]), Some(path(names[base])), mode));
+    history.files_left = names.len() - (base - top);
     if top > 0 {
         history.leaves.truncate(1);
     }
@@ -484,6 +536,7 @@ fn merge_that_grows(parent: u64, child: u64) -> History {
         (child - MIB, MIB as usize),
     ];
     history.resume = Some((path("a.avhdx"), None, MergeMode::Copy));
+    history.files_left = 1;
     let chain = history.open("a.avhdx");
     history.write(&chain, child - 65536, pattern(0x33, 4096));
     history.write(&chain, MIB, pattern(0x34, 4096));
@@ -513,6 +566,7 @@ fn merge_with_two_children() -> History {
     let mut history = History::new(&fs, content, &["b.avhdx"]);
     history.others = vec![(path("other.avhdx"), other)];
     history.resume = Some((path("a.avhdx"), None, MergeMode::Copy));
+    history.files_left = 3;
     let chain = history.open("b.avhdx");
     let mut merge = MergeOptions::default();
     merge.mode = MergeMode::Copy;

@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use avhdx::options::{DiskType, LogPolicy, MergeMode, OpenOptions};
+use avhdx::options::{DiskType, LogPolicy, MergeMode, MergeOptions, OpenOptions};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 /// Hyper-V VHDX/AVHDX disks and their checkpoints.
@@ -126,6 +126,25 @@ pub(crate) enum Command {
         /// The ancestor merged into, instead of the parent
         #[arg(long)]
         into: Option<PathBuf>,
+        #[command(flatten)]
+        merging: Merging,
+        #[command(flatten)]
+        open: Open,
+    },
+    /// Tell whether a merge was interrupted, and which
+    Pending {
+        /// The disk; of a chain, the last file
+        leaf: PathBuf,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        open: Open,
+    },
+    /// Finish interrupted merges, as they were asked for
+    Resume {
+        /// The disk; of a chain, the last file
+        leaf: PathBuf,
         #[command(flatten)]
         merging: Merging,
         #[command(flatten)]
@@ -265,6 +284,18 @@ pub(crate) struct Merging {
     /// Bytes per second at most
     #[arg(long, value_parser = size)]
     pub(crate) rate: Option<u64>,
+}
+
+impl Merging {
+    pub(crate) fn options(&self) -> MergeOptions {
+        let mut options = MergeOptions::default();
+        options.mode = self.mode.into();
+        options.unlink = !self.keep;
+        options.orphan_siblings = self.orphan_siblings;
+        options.verify = self.verify;
+        options.rate = self.rate.unwrap_or(0);
+        options
+    }
 }
 
 /// A part of the disk.

@@ -72,10 +72,7 @@ pub(crate) fn info(path: &Path, open: &Open, json: bool, whole_chain: bool) -> O
         print_layer(&mut out, i, info.layers.len(), layer)?;
     }
     if info.pending_merge {
-        writeln!(
-            out,
-            "\nAn interrupted merge was found: run avhdx merge again to finish it."
-        )?;
+        writeln!(out, "\nAn interrupted merge was found: avhdx resume finishes it.")?;
     }
     Ok(0)
 }

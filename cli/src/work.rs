@@ -1,7 +1,8 @@
 //! Verbs that make and change files.
 
-use avhdx::options::{CheckpointOptions, CreateOptions, DiskType, MergeOptions};
-use avhdx::{ops, Chain};
+use avhdx::ops::{self, MergeReport, Pending, PendingStage};
+use avhdx::options::{CheckpointOptions, CreateOptions, DiskType};
+use avhdx::Chain;
 
 use crate::args::Command;
 use crate::bar::Bar;
@@ -62,29 +63,61 @@ pub(crate) fn run(command: Command) -> Outcome {
             merging,
             open,
         } => {
-            let mut options = MergeOptions::default();
-            options.mode = merging.mode.into();
-            options.unlink = !merging.keep;
-            options.orphan_siblings = merging.orphan_siblings;
-            options.verify = merging.verify;
-            options.rate = merging.rate.unwrap_or(0);
+            let options = merging.options();
             let mut bar = Bar::new("merging");
             let report = ops::merge_path(&child, into.as_deref(), &open.writing(), &options, &mut |p| {
                 bar.show(p.done, p.total)
             })?;
             bar.finish();
-            println!("merged {} bytes into {}", report.bytes, report.target.display());
-            if report.reflinked > 0 {
-                println!("{} of them shared, not copied", report.reflinked);
+            merged(&report);
+            Ok(0)
+        }
+        Command::Pending { leaf, json, open } => {
+            let found = ops::pending(&leaf, &open.reading())?;
+            match (json, &found) {
+                (true, _) => println!("{}", serde_json::to_string_pretty(&found).unwrap_or_default()),
+                (false, None) => println!("nothing is pending"),
+                (false, Some(found)) => println!("{}; avhdx resume finishes it", described(found)),
             }
-            for path in &report.relinked {
-                println!("{} now has it as its parent", path.display());
-            }
-            for path in &report.removed {
-                println!("removed {}", path.display());
+            Ok(0)
+        }
+        Command::Resume { leaf, merging, open } => {
+            let mut bar = Bar::new("merging");
+            let report = ops::resume(&leaf, &open.writing(), &merging.options(), &mut |p| {
+                bar.show(p.done, p.total)
+            })?;
+            bar.finish();
+            match report {
+                Some(report) => merged(&report),
+                None => println!("nothing is pending"),
             }
             Ok(0)
         }
         _ => Err(Failure::Usage("an unknown command".into())),
+    }
+}
+
+fn merged(report: &MergeReport) {
+    println!("merged {} bytes into {}", report.bytes, report.target.display());
+    if report.reflinked > 0 {
+        println!("{} of them shared, not copied", report.reflinked);
+    }
+    for path in &report.relinked {
+        println!("{} now has it as its parent", path.display());
+    }
+    for path in &report.removed {
+        println!("removed {}", path.display());
+    }
+}
+
+fn described(found: &Pending) -> String {
+    let target = found.target.display();
+    match (found.stage, found.base - found.top) {
+        (PendingStage::Merging, 1) => format!("a merge of layer {} into {target} was interrupted", found.top),
+        (PendingStage::Merging, _) => {
+            let (top, last) = (found.top, found.base - 1);
+            format!("a merge of layers {top} to {last} into {target} was interrupted")
+        }
+        _ => format!("a merge into {target} is complete and left files behind"),
     }
 }

@@ -117,13 +117,10 @@ fn a_full_disk_is_told_and_leaves_nothing() {
     let place = Place::new();
     for new in ["x.raw", "x.vhd", "x.vhdx"] {
         // The file size limit of the shell, in KiB: the system refuses what is written behind it.
-        let line = format!(
-            "ulimit -f 1024; trap '' XFSZ; exec {} convert leaf.avhdx {new} --type fixed",
-            env!("CARGO_BIN_EXE_avhdx")
-        );
+        let line = format!("ulimit -f 1024; trap '' XFSZ; exec \"$0\" convert leaf.avhdx {new} --type fixed");
         let line = line.replace(" --type fixed", if new == "x.raw" { "" } else { " --type fixed" });
         let output = Command::new("bash")
-            .args(["-c", &line])
+            .args(["-c", &line, env!("CARGO_BIN_EXE_avhdx")])
             .current_dir(place.0.path())
             .output()
             .unwrap();

@@ -146,6 +146,48 @@ fn merging_several_and_keeping() {
 }
 
 #[test]
+fn what_ctrl_c_interrupts_is_resumed_as_it_was_asked_for() {
+    let place = chain();
+    place.ok("write b.avhdx --offset 0 --length 12M --pattern 5");
+    place.ok("checkpoint b.avhdx c.avhdx");
+    place.ok("convert c.avhdx before.raw");
+    assert_eq!(place.ok("pending c.avhdx"), "nothing is pending\n");
+    assert_eq!(place.ok("resume c.avhdx"), "nothing is pending\n");
+    let child = place
+        .command("delete c.avhdx b.avhdx --into parent --rate 4M")
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // It is on its way when the child of the target says so.
+    let begun = |output: Output| String::from_utf8_lossy(&output.stdout).contains("interrupted");
+    while !begun(place.run("pending c.avhdx --no-lock")) {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    let id = child.id().to_string();
+    assert!(Command::new("kill").args(["-INT", &id]).status().unwrap().success());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(err(&output).contains("cancelled"), "{}", err(&output));
+    assert!(place.ok("pending c.avhdx").contains("a merge of layer 1 into"));
+    assert!(place.ok("pending c.avhdx --json").contains("\"top\": 1"));
+    assert!(place.ok("tree .").contains("resume"));
+    place.ok("resume c.avhdx");
+    assert_eq!(place.ok("pending c.avhdx"), "nothing is pending\n");
+    assert!(!place.path("b.avhdx").exists());
+    place.ok("convert c.avhdx after.raw");
+    let read = |name: &str| fs::read(place.path(name)).unwrap();
+    assert!(read("before.raw") == read("after.raw"));
+}
+
+#[test]
+fn a_kept_file_is_no_interrupted_merge() {
+    let place = chain();
+    place.ok("merge b.avhdx --keep");
+    assert_eq!(place.ok("pending b.avhdx"), "nothing is pending\n");
+    assert!(!place.ok("info --chain b.avhdx").contains("interrupted"));
+}
+
+#[test]
 fn failures_say_what_and_what_to_do() {
     let place = chain();
     place.fails(
@@ -272,12 +314,10 @@ fn a_full_disk_is_told_and_nothing_is_lost() {
     let place = chain();
     // No file may grow beyond this: as a full disk, for whoever extends one.
     let blocks = fs::metadata(place.path("b.avhdx")).unwrap().len() / 512 + 16;
-    let line = format!(
-        "ulimit -f {blocks}; trap '' XFSZ; exec {} write b.avhdx --offset 8M --length 8M --pattern 7",
-        env!("CARGO_BIN_EXE_avhdx")
-    );
+    let line =
+        format!("ulimit -f {blocks}; trap '' XFSZ; exec \"$0\" write b.avhdx --offset 8M --length 8M --pattern 7");
     let output = Command::new("bash")
-        .args(["-c", &line])
+        .args(["-c", &line, env!("CARGO_BIN_EXE_avhdx")])
         .current_dir(place.0.path())
         .output()
         .unwrap();
@@ -290,12 +330,9 @@ fn a_full_disk_is_told_and_nothing_is_lost() {
 #[test]
 fn a_reader_that_leaves_is_no_failure() {
     let place = chain();
-    let line = format!(
-        "{} read b.avhdx | head -c 10; exit ${{PIPESTATUS[0]}}",
-        env!("CARGO_BIN_EXE_avhdx")
-    );
+    let line = "\"$0\" read b.avhdx | head -c 10; exit ${PIPESTATUS[0]}";
     let output = Command::new("bash")
-        .args(["-c", &line])
+        .args(["-c", line, env!("CARGO_BIN_EXE_avhdx")])
         .current_dir(place.0.path())
         .output()
         .unwrap();

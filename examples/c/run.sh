@@ -371,13 +371,16 @@ by_comment() {
 }
 
 if [ -n "${AVHDX_BUILD:-}" ]; then
-    mkdir "$root/pkgconfig"
+    # What pkg-config prints is split at spaces: links beside the program, whose names have none.
+    mkdir "$root/pkgconfig" "$root/built"
+    ln -s "$(cd "$here/../../include" && pwd)" "$root/built/include"
+    ln -s "$(cd "$AVHDX_BUILD" && pwd)" "$root/built/lib"
     cat >"$root/pkgconfig/avhdx.pc" <<EOF
 Name: libavhdx
 Description: as built
 Version: 1
-Cflags: -I"$here/../../include"
-Libs: -L"$AVHDX_BUILD" -lavhdx
+Cflags: -Iinclude
+Libs: -Llib -lavhdx
 EOF
     export PKG_CONFIG_PATH="$root/pkgconfig${PKG_CONFIG_PATH:+:$PKG_CONFIG_PATH}" LD_LIBRARY_PATH="$AVHDX_BUILD${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 fi

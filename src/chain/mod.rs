@@ -29,7 +29,6 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use parking_lot::{Mutex, RwLock};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::format::locator;
 use crate::image::front::Front;
 use crate::image::{Image, Shared};
 use crate::options::{DiskType, LogPolicy, OpenOptions};
@@ -177,7 +176,6 @@ impl Chain {
         let items = image.items();
         let header = image.header();
         let locator = items.locator.as_ref().filter(|_| items.parameters.has_parent);
-        let linkage = [locator::PARENT_LINKAGE, locator::PARENT_LINKAGE2];
         Ok(LayerInfo {
             filename: image.name().to_path_buf(),
             format: "vhdx",
@@ -196,12 +194,7 @@ impl Chain {
             log_size: header.log_length,
             parent_linkage: locator.and_then(|l| l.linkage()),
             parent_linkage2: locator.and_then(|l| l.linkage2()),
-            parent_paths: locator
-                .map(|l| l.entries())
-                .unwrap_or_default()
-                .into_iter()
-                .filter(|(key, _)| !linkage.contains(&key.as_str()))
-                .collect(),
+            parent_paths: locator.map(|l| l.paths()).unwrap_or_default(),
             full_backing_filename: snapshot.layers.get(layer + 1).map(|parent| parent.name().to_path_buf()),
         })
     }

@@ -105,13 +105,13 @@ pub(crate) fn parents(leaf: Arc<Image>, options: &OpenOptions, shared: &Shared) 
             let message = "the parent changed while it was being opened";
             return Err(Error::new(ErrorKind::ParentIdMismatch, message).with_path(&path));
         }
-        opened.pending_merge |= parent.data_write_guid() != linkage;
+        opened.pending_merge |= child.shows_merge_into(parent.data_write_guid());
         check_pair(&opened.layers, &parent)?;
         opened.layers.push(Arc::new(parent));
     }
     if opened.pending_merge {
         let leaf = opened.layers[0].name();
-        trace::warn(|| format!("{leaf:?}: an interrupted merge; merge again to finish it"));
+        trace::warn(|| format!("{leaf:?}: an interrupted merge; resume it"));
     }
     Ok(opened)
 }
@@ -142,7 +142,7 @@ pub(crate) fn listed(leaf: Arc<Image>, parents: &[PathBuf], options: &OpenOption
             .with_path(path)
             .with_hint("list the right file, or set ignore-id-mismatch if you know that its content is right"));
         }
-        opened.pending_merge |= linkage2 == Some(identity);
+        opened.pending_merge |= child.shows_merge_into(identity);
         check_pair(&opened.layers, &parent)?;
         opened.layers.push(Arc::new(parent));
     }

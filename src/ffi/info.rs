@@ -25,7 +25,7 @@ pub const AVHDX_TYPE_DIFFERENCING: u32 = 3;
 pub const AVHDX_INFO_DIRTY_LOG: u32 = 0x1;
 /// Flag of information: writes are refused.
 pub const AVHDX_INFO_READ_ONLY: u32 = 0x2;
-/// Flag of information: an interrupted merge was found; run it again to finish it.
+/// Flag of information: an interrupted merge was found; avhdx_resume finishes it.
 pub const AVHDX_INFO_PENDING_MERGE: u32 = 0x4;
 /// Flag of information: the file has a parent; parent_linkage is set.
 pub const AVHDX_INFO_HAS_PARENT: u32 = 0x8;

@@ -56,6 +56,7 @@ fn layout_and_constants_are_as_released() {
             struct_size, reserved, errors, warnings, notes, allocated_blocks, total_blocks, leaked_bytes,
         }
         avhdx_progress { struct_size, reserved, done, total }
+        avhdx_pending { struct_size, stage, top, base }
         avhdx_tree_node {
             struct_size, role, r#type, flags, problems, parent, child_count, depth, virtual_size, file_size, actual_size,
             modified, virtual_disk_id, data_write_guid, parent_linkage,
@@ -72,6 +73,7 @@ fn layout_and_constants_are_as_released() {
         AVHDX_ROLE_BROKEN AVHDX_PROBLEM_MISSING_PARENT AVHDX_PROBLEM_PARENT_MODIFIED AVHDX_PROBLEM_INTERRUPTED_MERGE
         AVHDX_PROBLEM_STALE_PATH AVHDX_PROBLEM_DUPLICATE AVHDX_PROBLEM_BROKEN AVHDX_PROBLEM_LOOP
         AVHDX_META_DISK
+        AVHDX_PENDING_NONE AVHDX_PENDING_MERGE AVHDX_PENDING_TIDYING
         AVHDX_STATE_DATA AVHDX_STATE_ZERO AVHDX_STATE_HOLE AVHDX_STATE_UNMAPPED AVHDX_STATE_UNDEFINED
         AVHDX_SEVERITY_NOTE AVHDX_SEVERITY_WARNING AVHDX_SEVERITY_ERROR
         AVHDX_ERR_NOT_VHDX AVHDX_ERR_UNSUPPORTED AVHDX_ERR_CORRUPT AVHDX_ERR_CHECKSUM AVHDX_ERR_TRUNCATED

@@ -43,7 +43,7 @@ pub const AVHDX_ROLE_BROKEN: u32 = 7;
 pub const AVHDX_PROBLEM_MISSING_PARENT: u32 = 0x1;
 /// Problem: the file where the parent should be is another disk or was modified.
 pub const AVHDX_PROBLEM_PARENT_MODIFIED: u32 = 0x2;
-/// Problem: a merge into the parent was cut short; merge again to finish it.
+/// Problem: a merge into the parent was cut short; avhdx_resume finishes it.
 pub const AVHDX_PROBLEM_INTERRUPTED_MERGE: u32 = 0x4;
 /// Problem: the paths recorded do not lead to the parent.
 pub const AVHDX_PROBLEM_STALE_PATH: u32 = 0x8;

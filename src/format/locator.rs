@@ -17,6 +17,8 @@ pub const RELATIVE_PATH: &str = "relative_path";
 pub const ABSOLUTE_WIN32_PATH: &str = "absolute_win32_path";
 /// Absolute path with a volume GUID.
 pub const VOLUME_PATH: &str = "volume_path";
+/// Ours, in no finished file: how far a merge got. Others pass over keys that they do not know.
+pub const MERGE: &str = "libavhdx_merge";
 
 const HEADER: usize = 20;
 const ENTRY: usize = 12;
@@ -196,6 +198,14 @@ impl Locator {
     pub fn set_linkage(&mut self, linkage: Guid, linkage2: Option<Guid>) {
         self.set(PARENT_LINKAGE, &linkage.braced());
         self.set(PARENT_LINKAGE2, &linkage2.unwrap_or(Guid::ZERO).braced());
+    }
+
+    /// The entries that are paths, or that this library does not know.
+    pub fn paths(&self) -> Vec<(String, String)> {
+        let others = [PARENT_LINKAGE, PARENT_LINKAGE2, MERGE];
+        let mut entries = self.entries();
+        entries.retain(|(key, _)| !others.contains(&key.as_str()));
+        entries
     }
 
     /// All entries as text, in stored order.

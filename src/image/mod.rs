@@ -41,6 +41,7 @@ use parking_lot::Mutex;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::format::header::Current;
+use crate::format::locator;
 use crate::format::metadata::{DiskItems, MetadataTable};
 use crate::format::region::RegionTable;
 use crate::guid::Guid;
@@ -233,6 +234,15 @@ impl Image {
         let items = &metadata.items;
         let locator = items.locator.as_ref().filter(|_| items.parameters.has_parent)?;
         Some((locator.linkage()?, locator.linkage2()))
+    }
+
+    /// Whether a merge of this file into a parent with this identity was begun and not finished.
+    pub(crate) fn shows_merge_into(&self, parent: Guid) -> bool {
+        let metadata = self.metadata.lock();
+        metadata.items.locator.as_ref().is_some_and(|locator| {
+            let (linkage, linkage2) = (locator.linkage(), locator.linkage2());
+            (linkage != Some(parent) && linkage2 == Some(parent)) || locator.get(locator::MERGE).is_some()
+        })
     }
 
     pub(crate) fn regions(&self) -> &[crate::format::region::Region] {

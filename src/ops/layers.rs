@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::create::locator_to;
+use super::merge::record::Record;
 use crate::chain::locate::{self, directory, Located, Wanted};
 use crate::chain::{open, Chain};
 use crate::error::{Error, ErrorKind, IoContext, PathContext, Result};
@@ -82,20 +83,34 @@ pub(super) fn locator_of(image: &Image) -> Result<Locator> {
 }
 
 /// Names the file at `parent` as the parent of `child`, durably and in one log entry: its paths, and the two
-/// DataWriteGuids it may have. DataWriteGuid of the child stays.
+/// DataWriteGuids it may have. DataWriteGuid of the child stays. What a merge noted stays with the linkage it is about.
 pub(super) fn relink(
     options: &OpenOptions,
     child: &Image,
     parent: &Path,
+    linkages: (Guid, Option<Guid>),
+) -> Result<()> {
+    let record = Record::of(child).filter(|_| child.linkage() == Some(linkages));
+    relink_noting(options, child, parent, linkages, record)
+}
+
+/// The same for a merge, which notes how far it is.
+pub(super) fn relink_noting(
+    options: &OpenOptions,
+    child: &Image,
+    parent: &Path,
     (linkage, linkage2): (Guid, Option<Guid>),
+    record: Option<Record>,
 ) -> Result<()> {
     let mut locator = locator_of(child)?;
     let fresh = locator_to(&*options.file_system, child.name(), parent, linkage, options)?;
     for (key, value) in fresh.entries() {
         locator.set(&key, &value);
     }
+    // No volume of Windows is known here: an old one would be asked before the absolute path.
     locator.remove(VOLUME_PATH);
     locator.set_linkage(linkage, linkage2);
+    Record::note(record, &mut locator);
     child.set_locator(&locator)
 }
 
@@ -163,10 +178,9 @@ pub(super) fn refuse_cycle(
 /// After layers changed: whether an interrupted merge still shows.
 pub(super) fn settle_pending(chain: &Chain) {
     let layers = &chain.current().layers;
-    let pending = layers.windows(2).any(|pair| {
-        let linkage = pair[0].linkage().map(|(linkage, _)| linkage);
-        linkage.is_some_and(|linkage| linkage != pair[1].data_write_guid())
-    });
+    let pending = layers
+        .windows(2)
+        .any(|pair| pair[0].shows_merge_into(pair[1].data_write_guid()));
     if !pending {
         chain.merge_is_done();
     }

@@ -35,7 +35,7 @@ pub use diff::diff;
 pub use digest::{digest, DigestAlgorithm};
 pub use items::{meta_delete, meta_get, meta_list, meta_set, reset_disk_id, set_physical_sector_size, UserItem};
 pub use job::{Job, JobControl};
-pub use merge::{merge, merge_path, MergeReport};
+pub use merge::{merge, merge_path, pending, resume, MergeReport, Pending, PendingStage};
 pub use migrate::migrate;
 pub use rebase::{detach, rebase, RebaseReport};
 pub use repair::{repair, undo, RepairOptions, RepairReport};

@@ -112,6 +112,43 @@ impl Family {
         .with_hint("open the last file of the chain instead; or merge or delete those first"))
     }
 
+    /// The file with this identity. With several, which of them is meant is not known.
+    pub(super) fn only(&self, identity: Guid) -> Result<Option<&Relative>> {
+        let mut found = self.relatives.iter().filter(|relative| relative.identity == identity);
+        match (found.next(), found.next()) {
+            (Some(first), Some(second)) => {
+                let message = format!(
+                    "{:?} is a copy of it: which one a merge left behind is not known",
+                    second.path
+                );
+                Err(Error::new(ErrorKind::HasChildren, message)
+                    .with_path(&first.path)
+                    .with_hint("move the copy to another directory"))
+            }
+            (first, _) => Ok(first),
+        }
+    }
+
+    /// The file with this identity, its parent, the parent's, at most so many: what a merge left behind. Lowest first.
+    pub(super) fn abandoned(&self, mut identity: Guid, count: usize) -> Result<Vec<&Relative>> {
+        let mut files: Vec<&Relative> = Vec::new();
+        while let Some(file) = self.only(identity)?.filter(|_| files.len() < count) {
+            files.insert(0, file);
+            identity = file.linkage;
+        }
+        let needed = files.iter().find_map(|file| {
+            let mut others = self.dependents_of(file.identity, None);
+            others.find(|other| files.iter().all(|file| file.path != other.path))
+        });
+        match needed {
+            None => Ok(files),
+            Some(other) => {
+                let message = format!("{:?} depends on a file that a merge left behind", other.path);
+                Err(Error::new(ErrorKind::HasChildren, message).with_path(&other.path))
+            }
+        }
+    }
+
     /// Children of `target` that an earlier run of this merge took over from `merged`: they say so in linkage2.
     pub(in crate::ops) fn taken_over(&self, target: Guid, merged: Guid) -> impl Iterator<Item = &Relative> {
         self.children_of(target).filter(move |r| r.linkage2 == Some(merged))

@@ -17,14 +17,15 @@
 
 mod copy;
 pub(super) mod family;
+mod pending;
+pub(super) mod record;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::layers;
-use crate::chain::locate::directory;
 use crate::chain::{open, Chain};
-use crate::error::{Error, ErrorKind, IoContext, PathContext, Result};
+use crate::error::{Error, ErrorKind, PathContext, Result};
 use crate::guid::Guid;
 use crate::image::{Image, WriteMode};
 use crate::options::{MergeOptions, OpenOptions, ProgressFn};
@@ -33,6 +34,8 @@ use crate::storage::Access;
 use copy::Copier;
 use family::Family;
 use layers::{locator_of, open_writable};
+pub use pending::{pending, resume, Pending, PendingStage};
+use record::Record;
 
 /// What a merge did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -229,6 +232,7 @@ impl<'a> Merge<'a> {
             target: self.target.name().to_path_buf(),
             ..MergeReport::default()
         };
+        self.sweep(options, &mut report)?;
         if self.copied_before {
             let _no_writes = (self.top == 0).then(|| self.chain.gate().write());
             self.finish(options, &mut report)?;
@@ -236,7 +240,7 @@ impl<'a> Merge<'a> {
         }
         let mut copier = Copier::new(self.chain, self.top, self.base, options)?;
         copier.settle_mode()?;
-        self.announce()?;
+        self.announce(!options.unlink)?;
         self.grow()?;
         copier.target = self.target.clone();
         copier.merged = self.chain.current().layers[self.top..self.base].to_vec();
@@ -257,13 +261,48 @@ impl<'a> Merge<'a> {
         Ok(report)
     }
 
+    /// Removes what an earlier run left of layers that were between the target and the one above it.
+    fn sweep(&self, options: &MergeOptions, report: &mut MergeReport) -> Result<()> {
+        let child = self.chain.layer(self.base - 1)?;
+        let (Some(record), Some((linkage, Some(next)))) = (Record::of(&child), child.linkage()) else {
+            return Ok(());
+        };
+        if record.abandoned == 0 || !options.relink {
+            return Ok(());
+        }
+        let family = Family::find(self.chain, &[child.clone(), self.target.clone()]);
+        let mut images = Vec::new();
+        for file in family.abandoned(next, record.abandoned)? {
+            let image = layers::readable(file.path(), self.chain.options(), self.chain.shared())?;
+            layers::claim_for_removal(self.chain.options(), &image)?;
+            images.push(Arc::new(image));
+        }
+        layers::remove(self.chain.options(), &images, &mut report.removed)?;
+        let mut locator = locator_of(&child)?;
+        locator.set_linkage(linkage, None);
+        let swept = Record { abandoned: 0, ..record };
+        Record::note(Some(swept), &mut locator);
+        child.set_locator(&locator)
+    }
+
     /// Steps 2 and 3.
-    fn announce(&mut self) -> Result<()> {
+    fn announce(&mut self, keep: bool) -> Result<()> {
         let before = self.target.data_write_guid();
         let after = Guid::random();
         let child = self.chain.layer(self.base - 1)?;
         let mut locator = locator_of(&child)?;
         locator.set_linkage(before, Some(after));
+        let top = match self.top {
+            0 => Guid::ZERO,
+            top => self.chain.layer(top)?.data_write_guid(),
+        };
+        let record = Record {
+            layers: self.base - self.top,
+            top,
+            abandoned: 0,
+            keep,
+        };
+        Record::note(Some(record), &mut locator);
         child.set_locator(&locator)?;
         if self.base - 1 > 0 {
             child.clean()?;
@@ -311,9 +350,15 @@ impl<'a> Merge<'a> {
             .chain(self.children.iter().map(|child| child.image.clone()))
             .collect();
         self.target.clean()?;
+        let complete = Record {
+            layers: 0,
+            top: top_identity,
+            abandoned: 0,
+            keep: !options.unlink,
+        };
         for child in &children {
             // linkage2 says to another run that the target is complete, for as long as the top exists.
-            self.point_to_target(child, Some(top_identity))?;
+            self.point_to_target(child, Some(top_identity), Some(complete))?;
             report.relinked.push(child.name().to_path_buf());
         }
         let mut remaining = layers[..self.top].to_vec();
@@ -326,7 +371,7 @@ impl<'a> Merge<'a> {
         self.chain.merge_is_done();
         self.retire(&merged, options, report)?;
         for child in &children {
-            self.point_to_target(child, None)?;
+            self.point_to_target(child, None, None)?;
         }
         if let Some(above) = above.filter(|_| self.top > 1) {
             self.demote(&above)?;
@@ -335,9 +380,9 @@ impl<'a> Merge<'a> {
         Ok(())
     }
 
-    fn point_to_target(&self, child: &Image, linkage2: Option<Guid>) -> Result<()> {
-        let linkage = (self.target.data_write_guid(), linkage2);
-        layers::relink(self.chain.options(), child, self.target.name(), linkage)?;
+    fn point_to_target(&self, child: &Image, linkage2: Option<Guid>, record: Option<Record>) -> Result<()> {
+        let linkages = (self.target.data_write_guid(), linkage2);
+        layers::relink_noting(self.chain.options(), child, self.target.name(), linkages, record)?;
         // The live leaf stays in use: its log makes this durable.
         match std::ptr::eq(&*self.chain.layer(0)?, child) {
             true => Ok(()),
@@ -350,12 +395,26 @@ impl<'a> Merge<'a> {
         let (top, inner) = merged
             .split_first()
             .ok_or_else(|| Error::new(ErrorKind::Bug, "nothing was merged"))?;
+        // The top's own parent goes, or is no longer what it was; the target stands in for it.
+        match inner.first().filter(|_| options.unlink) {
+            Some(next) => {
+                // Where the top is the leaf, it is the way to all that is to be removed, until it is.
+                let record = Record {
+                    layers: 1,
+                    top: Guid::ZERO,
+                    abandoned: inner.len(),
+                    keep: false,
+                };
+                self.point_to_target(top, Some(next.data_write_guid()), Some(record))?;
+            }
+            None if options.unlink => {}
+            None => self.point_to_target(top, None, None)?,
+        }
         if let Some((lowest, (linkage, _))) = inner.last().and_then(|l| Some((l, l.linkage()?))) {
-            // The top's own parent goes, or is no longer what it was; the target stands in for it.
-            self.point_to_target(top, None)?;
             // ORDER: only then the lowest stops accepting the target, above which it would show what it never held.
             let mut locator = locator_of(lowest)?;
             locator.set_linkage(linkage, None);
+            Record::note(None, &mut locator);
             lowest.set_locator(&locator)?;
         }
         for image in merged {
@@ -364,26 +423,9 @@ impl<'a> Merge<'a> {
         if !options.unlink {
             return Ok(());
         }
-        let fs = &*self.chain.options().file_system;
-        let mut directories: Vec<PathBuf> = Vec::new();
-        for image in merged.iter().rev() {
-            fs.remove(image.name())
-                .context(|| "remove the merged file".into())
-                .at(image.name())
-                .map_err(|e| {
-                    e.with_hint("the merge is complete; remove the file by hand, its content is in the target")
-                })?;
-            report.removed.push(image.name().to_path_buf());
-            let dir = directory(image.name());
-            if !directories.contains(&dir) {
-                directories.push(dir);
-            }
-        }
-        for dir in directories {
-            fs.sync_dir(&dir)
-                .context(|| "make the removal durable".into())
-                .at(&dir)?;
-        }
-        Ok(())
+        let lowest_first: Vec<Arc<Image>> = inner.iter().rev().cloned().collect();
+        layers::remove(self.chain.options(), &lowest_first, &mut report.removed)?;
+        // ORDER: those are gone durably before the top is, which is the way to them.
+        layers::remove(self.chain.options(), std::slice::from_ref(top), &mut report.removed)
     }
 }

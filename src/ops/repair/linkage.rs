@@ -9,7 +9,7 @@ use crate::error::{Defect, Result, Rule};
 use crate::format::locator::{ABSOLUTE_WIN32_PATH, RELATIVE_PATH, VOLUME_PATH};
 use crate::image::Image;
 use crate::ops::check::{Finding, Severity};
-use crate::ops::create::locator_to;
+use crate::ops::layers;
 use crate::storage::Access;
 
 impl Repair<'_> {
@@ -17,7 +17,7 @@ impl Repair<'_> {
         let Some((linkage, linkage2)) = image.linkage().filter(|_| self.open.parents) else {
             return Ok(());
         };
-        let Some(mut locator) = image.items().locator else {
+        let Some(locator) = image.items().locator else {
             return Ok(());
         };
         let at = image.regions().iter().map(|r| r.offset).min().unwrap_or_default();
@@ -52,7 +52,7 @@ impl Repair<'_> {
                     "parent locator",
                     at,
                     "an interrupted merge",
-                    "a finished one: merge again",
+                    "a finished one: resume it",
                 ),
                 repaired: false,
             });
@@ -72,14 +72,7 @@ impl Repair<'_> {
         if relative.into_iter().chain(absolute).any(leads_there) {
             return Ok(());
         }
-        let fs = &*self.open.file_system;
-        let fresh = locator_to(fs, self.path, &parent.path, linkage, self.open)?;
-        for (key, value) in fresh.entries() {
-            locator.set(&key, &value);
-        }
-        locator.remove(VOLUME_PATH);
-        locator.set_linkage(linkage, linkage2);
-        image.set_locator(&locator)?;
+        layers::relink(self.open, image, &parent.path, (linkage, linkage2))?;
         let found = format!("paths that do not lead to the parent, {:?}", parent.path);
         let wanted = "paths that do";
         self.mended(

@@ -105,13 +105,13 @@ fn find_parent(tree: &mut Tree, index: &mut Index, i: usize, open: &OpenOptions,
     let parent = recorded.or_else(|| candidates.iter().find(beside).or(candidates.first()).copied());
     let Some(parent) = parent else { return };
     let (interrupted, name) = (
-        tree.nodes[parent].data_write_guid != linkage,
+        tree.nodes[parent].data_write_guid != linkage || tree.nodes[i].merging,
         tree.nodes[parent].filename.clone(),
     );
     let node = &mut tree.nodes[i];
     node.parent = Some(parent);
     if interrupted {
-        let text = format!("a merge into {name:?} was interrupted; merge again to finish it");
+        let text = format!("a merge into {name:?} was interrupted; resume it");
         node.note(ProblemKind::InterruptedMerge, text);
     }
     if recorded.is_none() {

@@ -140,6 +140,9 @@ pub struct TreeNode {
     absolute: PathBuf,
     #[serde(skip)]
     id: Option<FileId>,
+    /// A merge noted that it is not finished.
+    #[serde(skip)]
+    merging: bool,
 }
 
 impl TreeNode {

@@ -1,14 +1,11 @@
 //! Makes edges permanent: children whose recorded paths no longer lead to their parent get paths that do
 //! (docs/durability.md "Metadata items, locator").
 
-use std::path::Path;
-
 use super::{ProblemKind, Tree, TreeNode};
 use crate::chain::{locate, open};
 use crate::error::{Error, ErrorKind, PathContext, Result};
-use crate::format::locator::VOLUME_PATH;
 use crate::image::{Image, Shared};
-use crate::ops::create::locator_to;
+use crate::ops::layers;
 use crate::options::{LogPolicy, OpenOptions};
 use crate::storage::{Access, LockMode};
 
@@ -57,25 +54,9 @@ fn refresh(child: &TreeNode, parent: &TreeNode, options: &OpenOptions) -> Result
         )
         .with_hint("scan again"));
     }
-    set_paths(&image, &child.absolute, &parent.absolute, options)?;
+    let linkages = image
+        .linkage()
+        .ok_or_else(|| Error::new(ErrorKind::Bug, "a child without linkage"))?;
+    layers::relink(options, &image, &parent.absolute, linkages)?;
     image.clean()
-}
-
-/// Replaces the path keys of the locator in `image`, which is at `child`, by paths to `parent`. The linkage stays.
-fn set_paths(image: &Image, child: &Path, parent: &Path, options: &OpenOptions) -> Result<()> {
-    let Some(mut locator) = image.items().locator else {
-        return Err(Error::new(ErrorKind::Bug, "a differencing disk has no locator"));
-    };
-    let linkage = (locator.linkage(), locator.linkage2());
-    let (Some(first), second) = linkage else {
-        return Err(Error::new(ErrorKind::Bug, "a locator without linkage"));
-    };
-    let fresh = locator_to(&*options.file_system, child, parent, first, options)?;
-    for (key, value) in fresh.entries() {
-        locator.set(&key, &value);
-    }
-    // No volume of Windows is known here: an old one would be asked before the absolute path.
-    locator.remove(VOLUME_PATH);
-    locator.set_linkage(first, second);
-    image.set_locator(&locator)
 }

@@ -9,7 +9,7 @@ use super::{ProblemKind, Role, Tree, TreeNode, TreeOptions, Unreadable};
 use crate::chain::disk_type;
 use crate::chain::locate::is_vhdx;
 use crate::error::{Error, ErrorKind, IoContext, Result};
-use crate::format::locator::{PARENT_LINKAGE, PARENT_LINKAGE2};
+use crate::format::locator::MERGE;
 use crate::guid::Guid;
 use crate::image::front::Front;
 use crate::image::headers;
@@ -171,6 +171,7 @@ fn empty(shown: &Path, absolute: &Path) -> TreeNode {
         problems: Vec::new(),
         absolute: absolute.to_path_buf(),
         id: None,
+        merging: false,
     }
 }
 
@@ -203,15 +204,10 @@ pub(super) fn node(storage: Arc<dyn Storage>, shown: &Path, absolute: &Path) -> 
     if let Some((linkage, linkage2)) = front.linkage() {
         node.parent_linkage = Some(linkage);
         node.parent_linkage2 = linkage2;
-        let entries = items
-            .locator
-            .as_ref()
-            .map(|locator| locator.entries())
-            .unwrap_or_default();
-        node.parent_paths = entries
-            .into_iter()
-            .filter(|(key, _)| key != PARENT_LINKAGE && key != PARENT_LINKAGE2)
-            .collect();
+        if let Some(locator) = &items.locator {
+            node.parent_paths = locator.paths();
+            node.merging = locator.get(MERGE).is_some();
+        }
     }
     node
 }
