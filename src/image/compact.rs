@@ -128,7 +128,9 @@ impl Image {
         // ORDER: counted before the new owner's first byte, so that a reader of the old owner notices.
         self.shared.reuse.fetch_add(1, Ordering::SeqCst);
         let ready = self
-            .copy_within(entry.file_offset, place.file_offset, len)
+            .copy_within(entry.file_offset, place.file_offset, len, |piece, at| {
+                self.storage.write_payload_at(piece, at)
+            })
             .at(self.name())
             .and_then(|()| self.change(writer, held));
         let mut change = match ready {
@@ -149,7 +151,13 @@ impl Image {
     }
 
     /// Copies between two places that do not overlap. Zeros become holes where the storage can.
-    fn copy_within(&self, from: u64, to: u64, len: u64) -> Result<()> {
+    fn copy_within(
+        &self,
+        from: u64,
+        to: u64,
+        len: u64,
+        write: impl Fn(&[u8], u64) -> std::io::Result<()>,
+    ) -> Result<()> {
         let mut buf = vec![0; MIB as usize];
         let mut done = 0;
         while done < len {
@@ -161,7 +169,7 @@ impl Image {
             let at = to + done;
             let written = match is_zero(piece) {
                 true => self.storage.zero_range(at, n),
-                false => self.storage.write_at(piece, at),
+                false => write(piece, at),
             };
             written.context(|| format!("write at file offset {at:#x}"))?;
             done += n;
@@ -210,7 +218,9 @@ impl Image {
             let place = surveyed(&mut writer.space.lock())?.take_below(MIB, 0, offset);
             let Some(place) = place else { break };
             self.shared.reuse.fetch_add(1, Ordering::SeqCst);
-            self.copy_within(offset, place.file_offset, MIB)?;
+            self.copy_within(offset, place.file_offset, MIB, |piece, at| {
+                self.storage.write_at(piece, at)
+            })?;
             let entry = BitmapEntry {
                 present: true,
                 file_offset: place.file_offset,

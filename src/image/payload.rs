@@ -71,7 +71,9 @@ impl<'a> Payload<'a> {
     pub(super) fn put(&self, target: &dyn Storage, file_offset: u64) -> Result<()> {
         let writing = |at: u64| move || format!("write at file offset {at:#x}");
         match *self {
-            Payload::Bytes(bytes) => target.write_at(bytes, file_offset).context(writing(file_offset)),
+            Payload::Bytes(bytes) => target
+                .write_payload_at(bytes, file_offset)
+                .context(writing(file_offset)),
             Payload::Zeros(len) => target.zero_range(file_offset, len).context(writing(file_offset)),
             Payload::Copy {
                 source,
@@ -147,7 +149,7 @@ fn plain_copy(target: &dyn Storage, source: &dyn Storage, from: u64, to: u64, le
             .context(|| format!("read at file offset {at:#x}"))?;
         let at = to + done;
         target
-            .write_at(piece, at)
+            .write_payload_at(piece, at)
             .context(|| format!("write at file offset {at:#x}"))?;
         done += piece.len() as u64;
     }

@@ -17,6 +17,7 @@ mod merge;
 mod migrate;
 mod new_file;
 mod partitions;
+mod plan;
 mod rebase;
 mod repair;
 mod reparent;
@@ -37,6 +38,7 @@ pub use items::{meta_delete, meta_get, meta_list, meta_set, reset_disk_id, set_p
 pub use job::{Job, JobControl};
 pub use merge::{merge, merge_path, pending, resume, MergeReport, Pending, PendingStage};
 pub use migrate::migrate;
+pub use plan::{plan, FileChange, Plan};
 pub use rebase::{detach, rebase, RebaseReport};
 pub use repair::{repair, undo, RepairOptions, RepairReport};
 pub use reparent::{reparent, ReparentReport};

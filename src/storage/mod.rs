@@ -7,10 +7,12 @@
 pub mod callbacks;
 #[cfg(feature = "test-support")]
 pub mod crash;
+pub(crate) mod draft;
 #[cfg(feature = "test-support")]
 pub mod fault;
 mod file;
 mod memory;
+pub(crate) mod rehearsal;
 mod sys;
 
 pub use file::{FileStorage, OsFileSystem};
@@ -94,6 +96,11 @@ pub trait Storage: Send + Sync + Debug {
 
     /// Writes all of `buf` at `file_offset`, growing the file when needed. Not durable until [`Storage::flush`].
     fn write_at(&self, buf: &[u8], file_offset: u64) -> io::Result<()>;
+
+    /// The same for bytes of the disk, as against structures of the file: nobody who plans an operation reads them back.
+    fn write_payload_at(&self, buf: &[u8], file_offset: u64) -> io::Result<()> {
+        self.write_at(buf, file_offset)
+    }
 
     /// Length in bytes.
     fn len(&self) -> io::Result<u64>;

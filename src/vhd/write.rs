@@ -84,7 +84,7 @@ impl<'a> VhdWriter<'a> {
     /// Writes bytes at a virtual offset; both ends are multiples of 512 inside the disk.
     pub(crate) fn write(&mut self, mut bytes: &[u8], mut offset: u64) -> Result<()> {
         let Some((block_size, bat)) = &mut self.blocks else {
-            return put(self.storage, bytes, offset);
+            return put_payload(self.storage, bytes, offset);
         };
         let block_size = *block_size;
         let bitmap = bitmap_len(block_size);
@@ -104,7 +104,7 @@ impl<'a> VhdWriter<'a> {
                 *entry = u32::try_from((data - bitmap) / SECTOR)
                     .map_err(|_| Error::new(ErrorKind::Argument, "the VHD would be too large a file"))?;
             }
-            put(self.storage, now, u64::from(*entry) * SECTOR + bitmap + in_block)?;
+            put_payload(self.storage, now, u64::from(*entry) * SECTOR + bitmap + in_block)?;
             (bytes, offset) = (later, offset + len);
         }
         Ok(())
@@ -136,6 +136,12 @@ impl<'a> VhdWriter<'a> {
 fn put(storage: &dyn Storage, bytes: &[u8], at: u64) -> Result<()> {
     storage
         .write_at(bytes, at)
+        .context(|| format!("write at file offset {at:#x}"))
+}
+
+fn put_payload(storage: &dyn Storage, bytes: &[u8], at: u64) -> Result<()> {
+    storage
+        .write_payload_at(bytes, at)
         .context(|| format!("write at file offset {at:#x}"))
 }
 

@@ -1,4 +1,5 @@
 //! Disks in memory whose shape changes.
+#![allow(dead_code)] // each file uses some of it
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -23,7 +23,7 @@ pub(crate) struct Raw<'a>(pub(crate) &'a dyn Storage);
 impl Target for Raw<'_> {
     fn put(&mut self, bytes: &[u8], offset: u64) -> Result<()> {
         self.0
-            .write_at(bytes, offset)
+            .write_payload_at(bytes, offset)
             .context(|| format!("write at file offset {offset:#x}"))
     }
 }

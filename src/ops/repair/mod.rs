@@ -101,7 +101,7 @@ pub fn repair(
         Ok(()) => {}
         // A broken rule that stands before everything else: the check has told it.
         Err(error) if error.defect().is_some() => {
-            staged.discard();
+            staged.discard().context(|| "get the file length".into()).at(path)?;
             repair.mends.clear();
         }
         Err(error) => return Err(error.with_path(path)),
