@@ -40,14 +40,27 @@ enum Mode {
 pub(crate) struct Resize {
     /// The disk; of a chain, the last file
     path: PathBuf,
-    /// The new virtual size: bytes, or with K, M, G or T
-    #[arg(value_parser = size)]
-    size: u64,
+    /// The new virtual size: bytes, or with K, M, G or T; "min" for what min-size prints
+    #[arg(value_parser = new_size)]
+    size: NewSize,
     /// Cut off what is behind the new end, partitions too
     #[arg(long)]
     r#unsafe: bool,
     #[command(flatten)]
     open: Open,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum NewSize {
+    Least,
+    Bytes(u64),
+}
+
+fn new_size(text: &str) -> Result<NewSize, String> {
+    match text {
+        "min" => Ok(NewSize::Least),
+        _ => size(text).map(NewSize::Bytes),
+    }
 }
 
 #[derive(Debug, Args)]
@@ -212,7 +225,13 @@ pub(crate) fn compact(args: &Compact) -> Outcome {
 pub(crate) fn resize(args: &Resize) -> Outcome {
     let mut options = ResizeOptions::default();
     options.allow_loss = args.r#unsafe;
-    with(&args.path, &args.open, |chain| ops::resize(chain, args.size, &options))?;
+    with(&args.path, &args.open, |chain| {
+        let size = match args.size {
+            NewSize::Least => ops::min_size(chain)?,
+            NewSize::Bytes(size) => size,
+        };
+        ops::resize(chain, size, &options)
+    })?;
     Ok(0)
 }
 
