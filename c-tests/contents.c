@@ -103,27 +103,27 @@ static void comparing(void)
     avhdx_progress_cb cb = { stop, NULL, freed };
     uint64_t at = 7;
 
-    CHECK_INT(avhdx_compare(disk, disk, AVHDX_STRICT, &at, NULL), 0);
+    CHECK_INT(avhdx_compare(disk, disk, AVHDX_STRICT, &at, NULL, NULL), 0);
     CHECK_INT(at, 7);
     NEED((other = open_with(tmp("compare/a.avhdx"), "read-only")) != NULL);
-    CHECK_INT(avhdx_compare(disk, other, 0, &at, NULL), 1);
+    CHECK_INT(avhdx_compare(disk, other, 0, &at, NULL, NULL), 1);
     CHECK_INT(at, MIB);
-    CHECK_INT(avhdx_compare(other, disk, 0, NULL, NULL), 1);
+    CHECK_INT(avhdx_compare(other, disk, 0, NULL, NULL, NULL), 1);
     CHECK_OK(avhdx_close(other));
     /* Larger, the same, zeros behind. */
     NEED(create(tmp("compare/copy.vhdx"), "size=20M") == 0);
     NEED((other = open_with(tmp("compare/copy.vhdx"), "")) != NULL);
     NEED(avhdx_pwrite(other, model, DISK_SIZE, 0, 0) == 0);
-    CHECK_INT(avhdx_compare(disk, other, 0, &at, NULL), 0);
-    CHECK_INT(avhdx_compare(disk, other, AVHDX_STRICT, &at, NULL), 1);
+    CHECK_INT(avhdx_compare(disk, other, 0, &at, NULL, NULL), 0);
+    CHECK_INT(avhdx_compare(disk, other, AVHDX_STRICT, &at, NULL, NULL), 1);
     CHECK_INT(at, DISK_SIZE);
     NEED(avhdx_pwrite(other, model, 1, DISK_SIZE + 77, 0) == 0);
-    CHECK_INT(avhdx_compare(disk, other, 0, &at, NULL), 1);
+    CHECK_INT(avhdx_compare(disk, other, 0, &at, NULL, NULL), 1);
     CHECK_INT(at, DISK_SIZE + 77);
     cb.user = &calls;
-    CHECK_FAILS(avhdx_compare(disk, other, 0, &at, &cb), ECANCELED, AVHDX_ERR_CANCELLED);
+    CHECK_FAILS(avhdx_compare(disk, other, 0, &at, NULL, &cb), ECANCELED, AVHDX_ERR_CANCELLED);
     CHECK_INT(calls, 101);
-    CHECK_FAILS(avhdx_compare(disk, other, 1, &at, NULL), EINVAL, AVHDX_ERR_ARGUMENT);
+    CHECK_FAILS(avhdx_compare(disk, other, 1, &at, NULL, NULL), EINVAL, AVHDX_ERR_ARGUMENT);
     CHECK_OK(avhdx_close(other));
     CHECK_OK(avhdx_close(disk));
 }
@@ -136,27 +136,27 @@ static void checksums(void)
     size_t len = sizeof out;
     avhdx_disk *disk = chain("digest"), *empty;
 
-    CHECK_OK(avhdx_digest(disk, 0, "sha256", out, &len, NULL));
+    CHECK_OK(avhdx_digest(disk, 0, "sha256", out, &len, NULL, NULL));
     CHECK_INT(len, 32);
-    CHECK_OK(avhdx_digest(disk, 0, "sha256", again, &len, NULL));
+    CHECK_OK(avhdx_digest(disk, 0, "sha256", again, &len, NULL, NULL));
     CHECK(memcmp(out, again, 32) == 0);
-    CHECK_OK(avhdx_digest(disk, 1, "sha256", again, &len, NULL));
+    CHECK_OK(avhdx_digest(disk, 1, "sha256", again, &len, NULL, NULL));
     CHECK(memcmp(out, again, 32) != 0);
     len = 64;
-    CHECK_OK(avhdx_digest(disk, 2, "sha512", out, &len, NULL));
+    CHECK_OK(avhdx_digest(disk, 2, "sha512", out, &len, NULL, NULL));
     CHECK_INT(len, 64);
     len = 31;
-    CHECK_FAILS(avhdx_digest(disk, 0, "sha256", out, &len, NULL), EINVAL, AVHDX_ERR_ARGUMENT);
+    CHECK_FAILS(avhdx_digest(disk, 0, "sha256", out, &len, NULL, NULL), EINVAL, AVHDX_ERR_ARGUMENT);
     CHECK_HAS(avhdx_error_hint(NULL), "32");
     CHECK_INT(len, 31);
     len = 64;
-    CHECK_FAILS(avhdx_digest(disk, 0, "md5", out, &len, NULL), EINVAL, AVHDX_ERR_ARGUMENT);
+    CHECK_FAILS(avhdx_digest(disk, 0, "md5", out, &len, NULL, NULL), EINVAL, AVHDX_ERR_ARGUMENT);
     CHECK_HAS(avhdx_error_hint(NULL), "sha256");
-    CHECK_FAILS(avhdx_digest(disk, 3, "sha256", out, &len, NULL), EINVAL, AVHDX_ERR_ARGUMENT);
+    CHECK_FAILS(avhdx_digest(disk, 3, "sha256", out, &len, NULL, NULL), EINVAL, AVHDX_ERR_ARGUMENT);
     CHECK_OK(avhdx_close(disk));
     NEED(create(tmp("digest/empty.vhdx"), "size=1M") == 0);
     NEED((empty = open_with(tmp("digest/empty.vhdx"), "read-only")) != NULL);
-    CHECK_OK(avhdx_digest(empty, 0, "sha256", out, &len, NULL));
+    CHECK_OK(avhdx_digest(empty, 0, "sha256", out, &len, NULL, NULL));
     CHECK(memcmp(out, zeros, sizeof zeros) == 0);
     CHECK_OK(avhdx_close(empty));
 }

@@ -116,8 +116,8 @@ static void no_disk_at_all(void)
     REFUSES(avhdx_checkpoint(NULL, "x", NULL), "disk");
     REFUSES(avhdx_merge(NULL, 0, 1, NULL, NULL), "disk");
     REFUSES(avhdx_diff(NULL, 0, 1, 0, 1, 0, &extent, &n, &processed), "disk");
-    REFUSES(avhdx_compare(NULL, NULL, 0, NULL, NULL), "a");
-    REFUSES(avhdx_digest(NULL, 0, "sha256", digest, &room, NULL), "disk");
+    REFUSES(avhdx_compare(NULL, NULL, 0, NULL, NULL, NULL), "a");
+    REFUSES(avhdx_digest(NULL, 0, "sha256", digest, &room, NULL, NULL), "disk");
     REFUSES(avhdx_revert(NULL, 1, "x", NULL), "disk");
     REFUSES(avhdx_delete_layer(NULL, 1, NULL, NULL), "disk");
     REFUSES(avhdx_delete_branch(NULL, "x"), "disk");
@@ -170,11 +170,11 @@ static void with_a_disk(void)
     REFUSES(avhdx_diff(disk, 0, 1, 0, 1, 0, NULL, &n, &processed), "extents");
     REFUSES(avhdx_diff(disk, 0, 1, 0, 1, 0, &extent, NULL, &processed), "n");
     REFUSES(avhdx_diff(disk, 0, 1, 0, 1, 0, &extent, &n, NULL), "processed");
-    REFUSES(avhdx_compare(disk, NULL, 0, NULL, NULL), "b");
-    CHECK_OK(avhdx_compare(disk, disk, 0, NULL, NULL));
-    REFUSES(avhdx_digest(disk, 0, NULL, &byte, &n, NULL), "algo");
-    REFUSES(avhdx_digest(disk, 0, "sha256", NULL, &n, NULL), "out");
-    REFUSES(avhdx_digest(disk, 0, "sha256", &byte, NULL, NULL), "len");
+    REFUSES(avhdx_compare(disk, NULL, 0, NULL, NULL, NULL), "b");
+    CHECK_OK(avhdx_compare(disk, disk, 0, NULL, NULL, NULL));
+    REFUSES(avhdx_digest(disk, 0, NULL, &byte, &n, NULL, NULL), "algo");
+    REFUSES(avhdx_digest(disk, 0, "sha256", NULL, &n, NULL, NULL), "out");
+    REFUSES(avhdx_digest(disk, 0, "sha256", &byte, NULL, NULL, NULL), "len");
     REFUSES(avhdx_revert(disk, 1, NULL, NULL), "new_leaf");
     REFUSES(avhdx_delete_branch(disk, NULL), "root");
     REFUSES(avhdx_rebase(disk, NULL, NULL, NULL), "new_parent");

@@ -1163,13 +1163,14 @@ int avhdx_diff(avhdx_disk *disk,
  * must be equal too, and the first difference is where the smaller disk ends if there is none before. What both have
  * in the same place of the same file, and what is zero in both, is not read. a and b may be the same disk.
  *
- * Errors: CANCELLED, CORRUPT, IO. a, b: not NULL; first_difference, progress: may be NULL. flags: AVHDX_STRICT.
- * Waits for other operations on both disks. Since 1.0.
+ * Keys: those of "compare". Errors: ARGUMENT, CANCELLED, CORRUPT, IO. flags: AVHDX_STRICT.
+ * a, b: not NULL; first_difference, opts, progress: may be NULL. Waits for other operations on both disks. Since 1.0.
  */
 int avhdx_compare(avhdx_disk *a,
                   avhdx_disk *b,
                   uint32_t flags,
                   uint64_t *first_difference,
+                  const avhdx_opts *opts,
                   const avhdx_progress_cb *progress);
 
 /*
@@ -1177,7 +1178,7 @@ int avhdx_compare(avhdx_disk *a,
  * algo is "sha256" (32 bytes) or "sha512" (64). On entry *len is the room at out, which must be enough; on success it is
  * the length of the checksum. What reads as zeros is not read, but takes part: a disk of many TiB takes its time.
  *
- * Errors: ARGUMENT, CANCELLED, CORRUPT, IO. disk, algo, out, len: not NULL; progress: may be NULL.
+ * Keys: those of "digest". Errors: ARGUMENT, CANCELLED, CORRUPT, IO. disk, algo, out, len: not NULL; opts, progress: may be NULL.
  * Waits for other operations on the disk. Since 1.0.
  */
 int avhdx_digest(avhdx_disk *disk,
@@ -1185,6 +1186,7 @@ int avhdx_digest(avhdx_disk *disk,
                  const char *algo,
                  uint8_t *out,
                  size_t *len,
+                 const avhdx_opts *opts,
                  const avhdx_progress_cb *progress);
 
 /* ---- Trees of files ---- */

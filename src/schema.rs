@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::guid::Guid;
 use crate::limits;
 use crate::ops::tree::TreeOptions;
-use crate::ops::CheckOptions;
+use crate::ops::{CheckOptions, CompareOptions, DigestOptions};
 use crate::options::OpenOptions;
 use crate::options::{CacheMode, CheckpointOptions, CreateOptions, DiskType, LogPolicy, MergeMode, MergeOptions};
 use crate::options::{CompactMode, CompactOptions, ResizeOptions};
@@ -58,6 +58,10 @@ pub enum Kind {
     Compact,
     /// Changing the size.
     Resize,
+    /// Comparing two disks.
+    Compare,
+    /// Computing a checksum.
+    Digest,
 }
 
 impl Kind {
@@ -79,6 +83,8 @@ impl Kind {
         Kind::Detach,
         Kind::Compact,
         Kind::Resize,
+        Kind::Compare,
+        Kind::Digest,
     ];
 
     /// The name under which [`schema_json`] knows it.
@@ -100,6 +106,8 @@ impl Kind {
             Kind::Detach => "detach",
             Kind::Compact => "compact",
             Kind::Resize => "resize",
+            Kind::Compare => "compare",
+            Kind::Digest => "digest",
         }
     }
 
@@ -126,6 +134,8 @@ impl Kind {
             Kind::Rebase | Kind::Detach => REBASE,
             Kind::Compact => COMPACT,
             Kind::Resize => RESIZE,
+            Kind::Compare => COMPARE,
+            Kind::Digest => DIGEST,
         }
     }
 }
@@ -202,6 +212,10 @@ pub struct Settings {
     pub compact: CompactOptions,
     /// [`Kind::Resize`].
     pub resize: ResizeOptions,
+    /// [`Kind::Compare`].
+    pub compare: CompareOptions,
+    /// [`Kind::Digest`].
+    pub digest: DigestOptions,
 }
 
 /// Which layers a job is about; 0 is the leaf.
@@ -701,6 +715,16 @@ static COMPACT: &[Key] = keys! {
 static RESIZE: &[Key] = keys! {
     "unsafe", ValueType::Bool, "off", "cut off what is behind the new end, partitions too",
         resize.allow_loss = |v| boolean(v);
+};
+
+static COMPARE: &[Key] = keys! {
+    "rate", ValueType::Size, "0", "bytes read of each disk per second at most; 0 for no limit",
+        compare.rate = |v| size(v);
+};
+
+static DIGEST: &[Key] = keys! {
+    "rate", ValueType::Size, "0", "bytes read per second at most; 0 for no limit",
+        digest.rate = |v| size(v);
 };
 
 #[cfg(test)]
