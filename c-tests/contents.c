@@ -135,6 +135,7 @@ static void checksums(void)
     unsigned char out[64], again[64];
     size_t len = sizeof out;
     avhdx_disk *disk = chain("digest"), *empty;
+    avhdx_opts *o;
 
     CHECK_OK(avhdx_digest(disk, 0, "sha256", out, &len, NULL, NULL));
     CHECK_INT(len, 32);
@@ -153,6 +154,15 @@ static void checksums(void)
     CHECK_FAILS(avhdx_digest(disk, 0, "md5", out, &len, NULL, NULL), EINVAL, AVHDX_ERR_ARGUMENT);
     CHECK_HAS(avhdx_error_hint(NULL), "sha256");
     CHECK_FAILS(avhdx_digest(disk, 3, "sha256", out, &len, NULL, NULL), EINVAL, AVHDX_ERR_ARGUMENT);
+    o = opts("rate=1T");
+    CHECK_OK(avhdx_digest(disk, 1, "sha256", out, &len, o, NULL));
+    CHECK_OK(avhdx_compare(disk, disk, 0, NULL, o, NULL));
+    avhdx_opts_free(o);
+    o = opts("rate=1T,mode=copy");
+    CHECK_FAILS(avhdx_digest(disk, 1, "sha256", out, &len, o, NULL), EINVAL, AVHDX_ERR_ARGUMENT);
+    CHECK_HAS(avhdx_error_message(NULL), "mode");
+    CHECK_FAILS(avhdx_compare(disk, disk, 0, NULL, o, NULL), EINVAL, AVHDX_ERR_ARGUMENT);
+    avhdx_opts_free(o);
     CHECK_OK(avhdx_close(disk));
     NEED(create(tmp("digest/empty.vhdx"), "size=1M") == 0);
     NEED((empty = open_with(tmp("digest/empty.vhdx"), "read-only")) != NULL);

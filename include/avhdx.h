@@ -110,7 +110,7 @@ int avhdx_has(const char *feature);
 
 /*
  * The options of "open", "create", "checkpoint", "merge", "revert", "delete", "reparent", "rebase", "detach",
- * "compact", "resize", "convert", "migrate", "tree", "check" or "job" as a JSON array of
+ * "compact", "resize", "convert", "migrate", "compare", "digest", "tree", "check" or "job" as a JSON array of
  * {"name", "type", "default", "meaning", "since"} and, for type "choice", "choices". Free it with avhdx_free.
  * NULL for another kind. kind: not NULL. Any thread. Since 1.0.
  */
@@ -1344,12 +1344,16 @@ struct avhdx_progress
 #define AVHDX_PROGRESS_INIT { sizeof(struct avhdx_progress), 0, 0, 0 }
 
 /*
- * Prepares an operation on a disk; nothing happens before the first step. operation is "merge", with the keys "top"
- * and "base", numbers of layers, besides those of avhdx_merge.
+ * Prepares an operation on a disk; nothing happens before the first step. operation is one of these, each with the keys
+ * of its function, and those of "job" named here for what its function takes as arguments:
+ *
+ * "merge" (avhdx_merge): "top" and "base"; "delete" (avhdx_delete_layer): "top", the layer deleted; "rebase"
+ * (avhdx_rebase): "onto", the new parent; "detach" (avhdx_detach); "convert" (avhdx_convert): "out", the new file;
+ * "compact" (avhdx_compact).
  *
  * Keys: those of the operation and of "job". Errors: ARGUMENT; PENDING_OPERATION when the disk has a job that is not
- * over. job: not NULL, *job is NULL after a failure; disk, operation: not NULL; opts: may be NULL. The job must be
- * over or freed before the disk is closed; avhdx_close cancels it otherwise. Since 1.0.
+ * over. job: not NULL, *job is NULL after a failure; disk, operation: not NULL; opts: may be NULL where the operation
+ * needs no key. The job must be over or freed before the disk is closed; avhdx_close cancels it otherwise. Since 1.0.
  */
 int avhdx_job_new(avhdx_job **job, avhdx_disk *disk, const char *operation, const avhdx_opts *opts);
 

@@ -218,14 +218,18 @@ pub struct Settings {
     pub digest: DigestOptions,
 }
 
-/// Which layers a job is about; 0 is the leaf.
+/// What a job is about, where its function takes it as an argument.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct JobOptions {
-    /// The uppermost layer.
-    pub top: usize,
-    /// The layer below the lowest; `None` for the one below `top`.
+    /// The uppermost layer merged, or the layer deleted.
+    pub top: Option<usize>,
+    /// The layer merged into.
     pub base: Option<usize>,
+    /// The new parent.
+    pub onto: Option<PathBuf>,
+    /// The new file.
+    pub out: Option<PathBuf>,
 }
 
 impl Settings {
@@ -629,10 +633,14 @@ static CHECK: &[Key] = keys! {
 };
 
 static JOB: &[Key] = keys! {
-    "top", ValueType::Number, "0", "the uppermost layer of those that the operation is about; 0 is the leaf",
-        job.top = |v| number(v, u64::from(u32::MAX)).map(|n| n as usize);
-    "base", ValueType::Number, "top + 1", "the layer that they are merged into",
+    "top", ValueType::Number, "0", "merge: the uppermost layer merged, delete: the layer deleted; 0 is the leaf",
+        job.top = |v| number(v, u64::from(u32::MAX)).map(|n| Some(n as usize));
+    "base", ValueType::Number, "top + 1", "merge: the layer merged into",
         job.base = |v| number(v, u64::from(u32::MAX)).map(|n| Some(n as usize));
+    "onto", ValueType::Path, "", "rebase: the new parent; needed there",
+        job.onto = |v| path(v).map(Some);
+    "out", ValueType::Path, "", "convert: the new file; needed there",
+        job.out = |v| path(v).map(Some);
 };
 
 static TREE: &[Key] = keys! {

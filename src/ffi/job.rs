@@ -7,14 +7,20 @@
 //! The operation has a thread of its own, which runs only while a step waits for it: I/O callbacks are called there.
 
 use std::ffi::{c_char, c_int};
+use std::path::{Path, PathBuf};
 
+use super::convert::NEEDS;
 use super::disk::{avhdx_disk, on_disk_alone};
 use super::guard::{argument, borrow, guard, out_handle, text, Out, Output};
+use super::io::Need;
 use super::ops::merge_needs;
 use super::opts::{avhdx_opts, choose};
+use super::surgery::DELETE_NEEDS;
+use crate::chain::Chain;
+use crate::error::Result;
 use crate::ops::{self, Job};
-use crate::options::Progress;
-use crate::schema::Kind;
+use crate::options::{Progress, ProgressFn};
+use crate::schema::{JobOptions, Kind, Settings};
 
 /// An operation in steps. Made by avhdx_job_new, released by avhdx_job_free.
 #[derive(Debug)]
@@ -38,12 +44,119 @@ pub struct avhdx_progress {
 // SAFETY: begins with a u32 and holds integers only.
 unsafe impl Output for avhdx_progress {}
 
-/// Prepares an operation on a disk; nothing happens before the first step. operation is "merge", with the keys "top"
-/// and "base", numbers of layers, besides those of avhdx_merge.
+/// An operation there is a job for.
+struct Operation {
+    kind: Kind,
+    /// Its keys of "job".
+    keys: &'static [&'static str],
+    needs: fn(&Settings) -> Vec<Need>,
+    run: fn(&Chain, &Settings, ProgressFn<'_>) -> Result<()>,
+}
+
+const WRITE: fn(&Settings) -> Vec<Need> = |_| vec![Need::Write];
+
+static OPERATIONS: &[Operation] = &[
+    Operation {
+        kind: Kind::Merge,
+        keys: &["top", "base"],
+        needs: |s| merge_needs(&s.merge),
+        run: |chain, s, progress| {
+            let top = s.job.top.unwrap_or(0);
+            let base = s.job.base.unwrap_or(top.saturating_add(1));
+            ops::merge(chain, top, base, &s.merge, progress).map(drop)
+        },
+    },
+    Operation {
+        kind: Kind::Delete,
+        keys: &["top"],
+        needs: |_| DELETE_NEEDS.to_vec(),
+        run: |chain, s, progress| {
+            let layer = s.job.top.unwrap_or(0);
+            ops::delete_layer(chain, layer, &s.delete, progress).map(drop)
+        },
+    },
+    Operation {
+        kind: Kind::Rebase,
+        keys: &["onto"],
+        needs: WRITE,
+        run: |chain, s, progress| {
+            let parent = needed(&s.job.onto, "rebase", "onto")?;
+            ops::rebase(chain, parent, &s.rebase, progress).map(drop)
+        },
+    },
+    Operation {
+        kind: Kind::Detach,
+        keys: &[],
+        needs: WRITE,
+        run: |chain, s, progress| ops::detach(chain, &s.rebase, progress).map(drop),
+    },
+    Operation {
+        kind: Kind::Convert,
+        keys: &["out"],
+        needs: |_| NEEDS.to_vec(),
+        run: |chain, s, progress| {
+            let out = needed(&s.job.out, "convert", "out")?;
+            ops::convert(chain, out, &s.convert, progress).map(drop)
+        },
+    },
+    Operation {
+        kind: Kind::Compact,
+        keys: &[],
+        needs: WRITE,
+        run: |chain, s, progress| ops::compact(chain, &s.compact, progress).map(drop),
+    },
+];
+
+fn needed<'a>(path: &'a Option<PathBuf>, name: &str, key: &str) -> Result<&'a Path> {
+    path.as_deref().ok_or_else(|| {
+        argument(format!("a job {name:?} without the option '{key}'")).with_hint(format!("set '{key}' to a path"))
+    })
+}
+
+/// The operation of this name.
+fn find(name: &str) -> Result<&'static Operation> {
+    OPERATIONS
+        .iter()
+        .find(|operation| operation.kind.name() == name)
+        .ok_or_else(|| {
+            let names: Vec<&str> = OPERATIONS.iter().map(|operation| operation.kind.name()).collect();
+            argument(format!("there is no job {name:?}")).with_hint(format!("the operations are: {}", names.join(", ")))
+        })
+}
+
+impl Operation {
+    /// Refuses keys of "job" that are for other operations, and asks for what this one cannot do without.
+    fn check_keys(&self, job: &JobOptions) -> Result<()> {
+        let set = [
+            ("top", job.top.is_some()),
+            ("base", job.base.is_some()),
+            ("onto", job.onto.is_some()),
+            ("out", job.out.is_some()),
+        ];
+        let name = self.kind.name();
+        if let Some((key, _)) = set.iter().find(|(key, is_set)| *is_set && !self.keys.contains(key)) {
+            let message = format!("the option '{key}' is not for the job {name:?}");
+            return Err(argument(message).with_hint("leave it out here"));
+        }
+        for (key, path) in [("onto", &job.onto), ("out", &job.out)] {
+            if self.keys.contains(&key) {
+                needed(path, name, key)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Prepares an operation on a disk; nothing happens before the first step. operation is one of these, each with the keys
+/// of its function, and those of "job" named here for what its function takes as arguments:
+///
+/// "merge" (avhdx_merge): "top" and "base"; "delete" (avhdx_delete_layer): "top", the layer deleted; "rebase"
+/// (avhdx_rebase): "onto", the new parent; "detach" (avhdx_detach); "convert" (avhdx_convert): "out", the new file;
+/// "compact" (avhdx_compact).
 ///
 /// Keys: those of the operation and of "job". Errors: ARGUMENT; PENDING_OPERATION when the disk has a job that is not
-/// over. job: not NULL, *job is NULL after a failure; disk, operation: not NULL; opts: may be NULL. The job must be
-/// over or freed before the disk is closed; avhdx_close cancels it otherwise. Since 1.0.
+/// over. job: not NULL, *job is NULL after a failure; disk, operation: not NULL; opts: may be NULL where the operation
+/// needs no key. The job must be over or freed before the disk is closed; avhdx_close cancels it otherwise. Since 1.0.
 ///
 /// # Safety
 /// Each pointer is NULL or as described; `disk` is not closed before the call ends.
@@ -58,19 +171,13 @@ pub unsafe extern "C" fn avhdx_job_new(
         // SAFETY: the caller's promise is that of `out_handle`.
         let out = unsafe { out_handle(job, "job") }?;
         // SAFETY: the caller's promise is that of `text`.
-        let operation = unsafe { text(operation, "operation") }?;
-        if operation != "merge" {
-            return Err(argument(format!("there is no job {operation:?}")).with_hint("the operations are: merge"));
-        }
+        let operation = find(unsafe { text(operation, "operation") }?)?;
         // SAFETY: the caller's promise is that of `choose`.
-        let settings = unsafe { choose(opts, &[Kind::Merge, Kind::Job]) }?.settings;
+        let settings = unsafe { choose(opts, &[operation.kind, Kind::Job]) }?.settings;
+        operation.check_keys(&settings.job)?;
         let make = |disk: &avhdx_disk| {
-            disk.check_io("merge", &merge_needs(&settings.merge))?;
-            disk.start_job(move |chain, progress| {
-                let top = settings.job.top;
-                let base = settings.job.base.unwrap_or(top.saturating_add(1));
-                ops::merge(chain, top, base, &settings.merge, progress).map(|_| ())
-            })
+            disk.check_io(operation.kind.name(), &(operation.needs)(&settings))?;
+            disk.start_job(move |chain, progress| (operation.run)(chain, &settings, progress))
         };
         // SAFETY: the caller's promise is that of `on_disk_alone`.
         let job = unsafe { on_disk_alone(disk, make) }?;
@@ -155,5 +262,32 @@ fn shape(progress: Progress) -> avhdx_progress {
         reserved: 0,
         done: progress.done,
         total: progress.total,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_of_jobs_are_no_keys_of_their_operations() {
+        let job: Vec<&str> = Kind::Job.keys().iter().map(|key| key.name).collect();
+        for operation in OPERATIONS {
+            assert!(operation.keys.iter().all(|key| job.contains(key)));
+            for key in operation.kind.keys() {
+                assert!(
+                    !operation.keys.contains(&key.name),
+                    "{}: {}",
+                    operation.kind.name(),
+                    key.name
+                );
+            }
+        }
+        for key in job {
+            assert!(
+                OPERATIONS.iter().any(|operation| operation.keys.contains(&key)),
+                "{key}"
+            );
+        }
     }
 }

@@ -79,7 +79,7 @@ pub unsafe extern "C" fn avhdx_has(feature: *const c_char) -> c_int {
 }
 
 /// The options of "open", "create", "checkpoint", "merge", "revert", "delete", "reparent", "rebase", "detach",
-/// "compact", "resize", "convert", "migrate", "tree", "check" or "job" as a JSON array of
+/// "compact", "resize", "convert", "migrate", "compare", "digest", "tree", "check" or "job" as a JSON array of
 /// {"name", "type", "default", "meaning", "since"} and, for type "choice", "choices". Free it with avhdx_free.
 /// NULL for another kind. kind: not NULL. Any thread. Since 1.0.
 ///
