@@ -25,6 +25,7 @@ static void without_a_disk(void)
     avhdx_disk *disk = (avhdx_disk *)1;
     avhdx_job *job = (avhdx_job *)1;
     struct avhdx_tree_node node = AVHDX_TREE_NODE_INIT;
+    struct avhdx_repair repair = AVHDX_REPAIR_INIT;
     avhdx_tree *tree = (avhdx_tree *)1;
     size_t n = 0;
     const char *paths[2] = { "x", NULL };
@@ -81,6 +82,9 @@ static void without_a_disk(void)
     REFUSES(avhdx_tree_children(NULL, 0, NULL, &n), "tree");
     REFUSES(avhdx_tree_find(NULL, "x"), "tree");
     REFUSES_PTR(avhdx_tree_json(NULL), "tree");
+    REFUSES(avhdx_repair(NULL, NULL, &repair, NULL), "path");
+    REFUSES(avhdx_repair("x", NULL, NULL, NULL), "repair");
+    REFUSES(avhdx_repair_undo(NULL, NULL, NULL), "path");
     avhdx_opts_free(o);
 }
 

@@ -103,14 +103,15 @@ const char *avhdx_version(void);
  * 1 if the library in use has a feature, 0 if not: "create", "checkpoint", "merge", "merge.copy", "merge.reflink",
  * "merge.consume", "reflink", "revert", "delete", "reparent", "rebase", "detach", "compact", "resize", "metadata",
  * "convert", "migrate", "vhd" (VHD is read by avhdx_migrate and written by avhdx_convert), "diff", "compare",
- * "digest", "tree", "check", "job", "io-ops", "open-fd", "resolver". A name nobody knows is 0.
+ * "digest", "tree", "check", "repair", "job", "io-ops", "open-fd", "resolver". A name nobody knows is 0.
  * feature: not NULL. Any thread. Since 1.0.
  */
 int avhdx_has(const char *feature);
 
 /*
  * The options of "open", "create", "checkpoint", "merge", "revert", "delete", "reparent", "rebase", "detach",
- * "compact", "resize", "convert", "migrate", "compare", "digest", "tree", "check" or "job" as a JSON array of
+ * "compact", "resize", "convert", "migrate", "compare", "digest", "tree", "check",
+ * "repair" or "job" as a JSON array of
  * {"name", "type", "default", "meaning", "since"} and, for type "choice", "choices". Free it with avhdx_free.
  * NULL for another kind. kind: not NULL. Any thread. Since 1.0.
  */
@@ -842,7 +843,7 @@ struct avhdx_check
 };
 #define AVHDX_CHECK_INIT { sizeof(struct avhdx_check), 0, 0, 0, 0, 0, 0, 0 }
 
-/* One finding of avhdx_check. Strings are UTF-8 and live for the call of the callback. Since 1.0. */
+/* One finding of avhdx_check or avhdx_repair. Strings are UTF-8 and live for the call of the callback. Since 1.0. */
 struct avhdx_issue
 {
     /* Bytes of this structure that the library filled. */
@@ -861,6 +862,10 @@ struct avhdx_issue
     const char *wanted;
     /* All of it in one line. */
     const char *message;
+    /* 1 when avhdx_repair mended it or, with "dry-run", can; else 0. */
+    uint32_t repaired;
+    /* 0. */
+    uint32_t reserved;
 };
 
 /* Receives findings as they are made. Since 1.0. */
@@ -1379,6 +1384,60 @@ int avhdx_job_cancel(avhdx_job *job);
  * be running, or begin. job: may be NULL. Since 1.0.
  */
 void avhdx_job_free(avhdx_job *job);
+
+/* ---- Repair ---- */
+
+/*
+ * Mending what can be mended in one file without guessing, and taking that back. What the disk reads as never changes,
+ * no data is dropped and no parent guessed.
+ */
+
+/* What avhdx_repair did. Since 1.0. */
+struct avhdx_repair
+{
+    /* Set by AVHDX_REPAIR_INIT. */
+    uint32_t struct_size;
+    /* 1 when the file was changed, and so has an undo file; else 0. */
+    uint32_t changed;
+    /* Findings mended; with "dry-run", those that can be. */
+    uint64_t repaired;
+    /* Broken rules that are left. */
+    uint64_t errors;
+    /* What is left that other programs may refuse. */
+    uint64_t warnings;
+    /* What is left that is legal and worth knowing. */
+    uint64_t notes;
+};
+#define AVHDX_REPAIR_INIT { sizeof(struct avhdx_repair), 0, 0, 0, 0, 0 }
+
+/*
+ * Mends the file at path: a log that holds updates, a bad copy of the header or of the region table, entries that must
+ * be 0, a last block that is cut, paths that no longer lead to the parent; with "clear-log" a log without a valid entry,
+ * with "cut-tail" what is behind the last structure. Before the first byte changes, what will be overwritten is saved in
+ * the undo file, "undo", or path with ".undo" behind it, which must not exist. Where nothing can be mended nothing is
+ * written at all. With "dry-run" nothing is ever written.
+ *
+ * Returns 0 when all was done that can be, whatever is left: look at repair->errors. Each finding goes to callback after
+ * the work is done, marked as repaired or not. A cut or failed repair leaves a file that can be repaired again, with
+ * another undo file, or taken back. Durable on return.
+ *
+ * Keys: those of "repair" and of "open". Errors: NOT_VHDX, ARGUMENT (the undo file exists), LOCKED, NO_SPACE, IO.
+ * path, repair: not NULL; opts, callback: may be NULL. Any thread. Since 1.0.
+ */
+int avhdx_repair(const char *path,
+                 const avhdx_opts *opts,
+                 struct avhdx_repair *repair,
+                 const avhdx_issue_cb *callback);
+
+/*
+ * Takes a repair of the file at path back: it is what it was before, bit for bit. undo is the undo file of that repair,
+ * or NULL for path with ".undo" behind it; it is kept. A file that was changed since is refused (ARGUMENT) and not
+ * touched. If it is cut or fails it is run again; the file is not to be used before. Durable on return.
+ *
+ * Keys: those of "open". Errors: ARGUMENT; CHECKSUM (the undo file is damaged), UNSUPPORTED (of a later version); LOCKED,
+ * IO. path: not NULL; undo, opts: may be NULL. Any thread. Since 1.0.
+ */
+int avhdx_repair_undo(const char *path, const char *undo, const avhdx_opts *opts);
 
 #ifdef __cplusplus
 }

@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::guid::Guid;
 use crate::limits;
 use crate::ops::tree::TreeOptions;
-use crate::ops::{CheckOptions, CompareOptions, DigestOptions};
+use crate::ops::{CheckOptions, CompareOptions, DigestOptions, RepairOptions};
 use crate::options::OpenOptions;
 use crate::options::{CacheMode, CheckpointOptions, CreateOptions, DiskType, LogPolicy, MergeMode, MergeOptions};
 use crate::options::{CompactMode, CompactOptions, ResizeOptions};
@@ -62,6 +62,8 @@ pub enum Kind {
     Compare,
     /// Computing a checksum.
     Digest,
+    /// Mending a file.
+    Repair,
 }
 
 impl Kind {
@@ -85,6 +87,7 @@ impl Kind {
         Kind::Resize,
         Kind::Compare,
         Kind::Digest,
+        Kind::Repair,
     ];
 
     /// The name under which [`schema_json`] knows it.
@@ -108,6 +111,7 @@ impl Kind {
             Kind::Resize => "resize",
             Kind::Compare => "compare",
             Kind::Digest => "digest",
+            Kind::Repair => "repair",
         }
     }
 
@@ -136,6 +140,7 @@ impl Kind {
             Kind::Resize => RESIZE,
             Kind::Compare => COMPARE,
             Kind::Digest => DIGEST,
+            Kind::Repair => REPAIR,
         }
     }
 }
@@ -216,6 +221,8 @@ pub struct Settings {
     pub compare: CompareOptions,
     /// [`Kind::Digest`].
     pub digest: DigestOptions,
+    /// [`Kind::Repair`].
+    pub repair: RepairOptions,
 }
 
 /// What a job is about, where its function takes it as an argument.
@@ -733,6 +740,17 @@ static COMPARE: &[Key] = keys! {
 static DIGEST: &[Key] = keys! {
     "rate", ValueType::Size, "0", "bytes read per second at most; 0 for no limit",
         digest.rate = |v| size(v);
+};
+
+static REPAIR: &[Key] = keys! {
+    "dry-run", ValueType::Bool, "off", "only tell what would be done; nothing is written",
+        repair.dry_run = |v| boolean(v);
+    "undo", ValueType::Path, "the file's, and .undo", "where the undo file goes; an existing file is never replaced",
+        repair.undo = |v| path(v).map(Some);
+    "clear-log", ValueType::Bool, "off", "empty a log without a valid entry; updates that were only in it are lost",
+        repair.clear_log = |v| boolean(v);
+    "cut-tail", ValueType::Bool, "off", "cut the file behind its last structure",
+        repair.cut_tail = |v| boolean(v);
 };
 
 #[cfg(test)]

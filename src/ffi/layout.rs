@@ -30,7 +30,9 @@ fn layout_and_constants_are_as_released() {
         avhdx_resolve_cb { r#fn, user, free }
         avhdx_issue_cb { r#fn, user, free }
         avhdx_parent_query { struct_size, entry_count, child, linkage, keys, values }
-        avhdx_issue { struct_size, severity, offset, rule, structure, found, wanted, message }
+        avhdx_issue {
+            struct_size, severity, offset, rule, structure, found, wanted, message, repaired, reserved,
+        }
         avhdx_io_ops {
             struct_size, flags, free, open, close, pread, pwrite, flush, get_size, set_size, zero, lock, create, rename,
             unlink, sync_dir, list,
@@ -60,6 +62,7 @@ fn layout_and_constants_are_as_released() {
             struct_size, role, r#type, flags, problems, parent, child_count, depth, virtual_size, file_size, actual_size,
             modified, virtual_disk_id, data_write_guid, parent_linkage,
         }
+        avhdx_repair { struct_size, changed, repaired, errors, warnings, notes }
     }
     constants! { text:
         AVHDX_LOG_ERROR AVHDX_LOG_WARN AVHDX_LOG_INFO AVHDX_LOG_DEBUG
