@@ -81,6 +81,7 @@ static void without_a_disk(void)
     REFUSES_PTR(avhdx_tree_path(NULL, 0), "tree");
     REFUSES(avhdx_tree_children(NULL, 0, NULL, &n), "tree");
     REFUSES(avhdx_tree_find(NULL, "x"), "tree");
+    REFUSES(avhdx_tree_fix(NULL, 0), "tree");
     REFUSES_PTR(avhdx_tree_json(NULL), "tree");
     REFUSES(avhdx_repair(NULL, NULL, &repair, NULL), "path");
     REFUSES(avhdx_repair("x", NULL, NULL, NULL), "repair");

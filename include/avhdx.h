@@ -1224,7 +1224,7 @@ int avhdx_digest(avhdx_disk *disk,
 #define AVHDX_PROBLEM_PARENT_MODIFIED 2
 /* Problem: a merge into the parent was cut short; merge again to finish it. */
 #define AVHDX_PROBLEM_INTERRUPTED_MERGE 4
-/* Problem: the paths recorded do not lead to the parent. */
+/* Problem: the paths recorded do not lead to the parent; avhdx_tree_fix records others. */
 #define AVHDX_PROBLEM_STALE_PATH 8
 /* Problem: another file has the same identity. */
 #define AVHDX_PROBLEM_DUPLICATE 16
@@ -1317,6 +1317,17 @@ int64_t avhdx_tree_find(const avhdx_tree *tree, const char *path);
  * 1.0.
  */
 char *avhdx_tree_json(const avhdx_tree *tree);
+
+/*
+ * Records anew, in the file of a node with AVHDX_PROBLEM_STALE_PATH, where its parent is: 1 when that is done and
+ * durable, 0 when its paths are good, or lead nowhere because it has no parent in the tree. Only the parent locator of
+ * the file changes, and no identity. Both files are looked at again first: one that changed since the scan is left
+ * alone (PARENT_ID_MISMATCH). The tree stays as it was; scan again to see. The options are those of the scan.
+ *
+ * Errors: ARGUMENT when there is no such node; READ_ONLY (scanned with "read-only"), LOCKED, PARENT_ID_MISMATCH, NO_SPACE,
+ * IO, and those of avhdx_open. tree: not NULL. Any thread. Since 1.0.
+ */
+int avhdx_tree_fix(const avhdx_tree *tree, uint32_t index);
 
 /* Frees a tree and the paths it gave out. tree: may be NULL. Since 1.0. */
 void avhdx_tree_free(avhdx_tree *tree);
