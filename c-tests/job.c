@@ -1,4 +1,4 @@
-/* A job does what a step gives it and then stands still; the disk is used meanwhile; it can be cancelled, and survives
+/* Each operation that has a job: it does what a step gives it and then stands still; the disk is used meanwhile; it can be cancelled, and survives
  * being freed or having its disk closed at any moment. */
 #include "check.h"
 
@@ -141,6 +141,147 @@ static void closed_in_the_middle(void)
     ended("closed-1", 1, 1);
 }
 
+/* base <- a <- b: 24, 16 and 16 MiB, each over a part of the one before; the last 8 are zeros. */
+static avhdx_disk *family(const char *dir)
+{
+    static const struct { const char *next; uint64_t at, len; } layers[] = {
+        { "a.avhdx", 0, 24 }, { "b.avhdx", 16, 16 }, { NULL, 28, 8 }, { NULL, 48, 8 },
+    };
+    avhdx_disk *disk;
+    char name[64];
+    size_t i;
+
+    NEED(mkdir(tmp(dir), 0700) == 0);
+    snprintf(name, sizeof name, "%s/base.vhdx", dir);
+    NEED(create(tmp(name), "size=64M,block-size=1M") == 0);
+    NEED((disk = open_with(tmp(name), "")) != NULL);
+    memset(model, 0, DISK_SIZE);
+    for (i = 0; i < 4; i++) {
+        avhdx_opts *o = opts("block-size=1M");
+        if (i < 3)
+            fill(model + layers[i].at * MIB, layers[i].len * MIB, i + 1);
+        NEED(avhdx_pwrite(disk, model + layers[i].at * MIB, layers[i].len * MIB, layers[i].at * MIB, 0) == 0);
+        snprintf(name, sizeof name, "%s/%s", dir, layers[i].next ? layers[i].next : "");
+        NEED(!layers[i].next || avhdx_checkpoint(disk, tmp(name), o) == 0);
+        avhdx_opts_free(o);
+    }
+    return disk;
+}
+
+/* Writes and reads where the operation was and where it will be, but not in the first MiB. */
+static void in_use(avhdx_disk *disk, int step)
+{
+    uint64_t at = (uint64_t)(1 + step * 7 % 60) * MIB;
+
+    fill(model + at + 12345, 5000, (uint64_t)step);
+    CHECK_OK(avhdx_pwrite(disk, model + at + 12345, 5000, at + 12345, 0));
+    CHECK_OK(avhdx_pread(disk, buf, 4 * MIB, at));
+    CHECK(memcmp(buf, model + at, 4 * MIB) == 0);
+}
+
+/* keys may have one %s for the directory. Every operation: in steps, cancelled in the middle, again, to its end. */
+static void stepped(const char *operation, const char *keys, int layers)
+{
+    avhdx_disk *disk = family(operation);
+    struct avhdx_progress progress = AVHDX_PROGRESS_INIT;
+    char line[512], name[64];
+    avhdx_job *job, *other;
+    avhdx_opts *o;
+    int r, step = 0, steps;
+
+    snprintf(line, sizeof line, keys, tmp(operation));
+    o = opts(line);
+    CHECK_OK(avhdx_job_new(&job, disk, operation, o));
+    CHECK_FAILS(avhdx_job_new(&other, disk, operation, o), EINPROGRESS, AVHDX_ERR_PENDING_OPERATION);
+    while (step < 3) {
+        CHECK_INT(avhdx_job_step(job, MIB, &progress), 1);
+        CHECK(progress.done > 0 && progress.done <= progress.total);
+        in_use(disk, step++);
+    }
+    CHECK_OK(avhdx_job_cancel(job));
+    CHECK_FAILS(avhdx_job_step(job, MIB, NULL), ECANCELED, AVHDX_ERR_CANCELLED);
+    CHECK_HAS(avhdx_error_hint(NULL), "run");
+    avhdx_job_free(job);
+    CHECK_INT(avhdx_layer_count(disk), 3);
+    reads_the_same(disk);
+
+    CHECK_OK(avhdx_job_new(&job, disk, operation, o));
+    for (steps = 0; (r = avhdx_job_step(job, MIB, &progress)) == 1; steps++)
+        in_use(disk, step++);
+    CHECK_OK(r);
+    CHECK(steps >= 3);
+    /* What was written meanwhile need not be dealt with. */
+    CHECK(progress.done > 0 && progress.done <= progress.total);
+    avhdx_job_free(job);
+    avhdx_opts_free(o);
+    CHECK_INT(avhdx_layer_count(disk), layers);
+    reads_the_same(disk);
+    CHECK_OK(avhdx_close(disk));
+
+    snprintf(name, sizeof name, "%s/b.avhdx", operation);
+    CHECK_OK(errors_in(tmp(name)));
+    NEED((disk = open_with(tmp(name), "")) != NULL);
+    CHECK_INT(avhdx_layer_count(disk), layers);
+    reads_the_same(disk);
+    CHECK_OK(avhdx_close(disk));
+}
+
+static void a_merge_below_the_leaf(void)
+{
+    stepped("merge", "top=1,base=2,mode=copy", 2);
+}
+
+static void a_deletion(void)
+{
+    stepped("delete", "top=1,into=children", 2);
+}
+
+static void a_rebase(void)
+{
+    stepped("rebase", "onto=%s/base.vhdx", 2);
+}
+
+static void a_detach(void)
+{
+    stepped("detach", "", 1);
+}
+
+static void a_compaction(void)
+{
+    stepped("compact", "mode=full", 3);
+}
+
+static void a_conversion(void)
+{
+    avhdx_disk *disk;
+
+    stepped("convert", "out=%s/new.vhdx,type=fixed", 3);
+    /* What was written meanwhile may be in it or not. */
+    NEED((disk = open_with(tmp("convert/new.vhdx"), "")) != NULL);
+    CHECK_OK(avhdx_pread(disk, buf, DISK_SIZE, 0));
+    CHECK(memcmp(buf, model, MIB) == 0 && all(buf + 56 * MIB, 1000, 0));
+    CHECK_OK(avhdx_close(disk));
+}
+
+static void keys_are_those_of_the_operation(void)
+{
+    static const struct { const char *operation, *keys, *says; } cases[] = {
+        { "rebase", "", "onto" }, { "convert", "", "out" },        { "detach", "top=1", "top" },
+        { "compact", "out=x", "out" }, { "delete", "base=2", "base" }, { "compact", "verify", "verify" },
+    };
+    avhdx_disk *disk = family("keys");
+    avhdx_job *job;
+    size_t i;
+
+    for (i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        avhdx_opts *o = opts(cases[i].keys);
+        CHECK_FAILS(avhdx_job_new(&job, disk, cases[i].operation, o), EINVAL, AVHDX_ERR_ARGUMENT);
+        CHECK_HAS(avhdx_error_message(NULL), cases[i].says);
+        avhdx_opts_free(o);
+    }
+    CHECK_OK(avhdx_close(disk));
+}
+
 static void refusals(void)
 {
     avhdx_disk *disk = chain("refused");
@@ -148,7 +289,7 @@ static void refusals(void)
     avhdx_job *job;
 
     CHECK_FAILS(avhdx_job_new(&job, disk, "dance", NULL), EINVAL, AVHDX_ERR_ARGUMENT);
-    CHECK_HAS(avhdx_error_hint(NULL), "merge");
+    CHECK_HAS(avhdx_error_hint(NULL), "merge, delete, rebase, detach, convert, compact");
     CHECK_OK(avhdx_job_new(&job, disk, "merge", o));
     CHECK_FAILS(avhdx_job_step(job, 1, NULL), EINVAL, AVHDX_ERR_ARGUMENT);
     CHECK_OK(merge_with(disk, 0, 1, ""));
@@ -168,6 +309,13 @@ int main(void)
     RUN(freed_in_the_middle);
     RUN(closed_before_it_began);
     RUN(closed_in_the_middle);
+    RUN(a_merge_below_the_leaf);
+    RUN(a_deletion);
+    RUN(a_rebase);
+    RUN(a_detach);
+    RUN(a_compaction);
+    RUN(a_conversion);
+    RUN(keys_are_those_of_the_operation);
     RUN(refusals);
     free(model);
     free(buf);

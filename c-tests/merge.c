@@ -193,6 +193,37 @@ static void resumed(void)
     avhdx_opts_free(o);
 }
 
+/* What a plan says comes true, and planning changes nothing. */
+static void planned(void)
+{
+    avhdx_disk *disk = chain("plan");
+    struct avhdx_plan plan = AVHDX_PLAN_INIT;
+    avhdx_opts *o = opts("base=2,mode=copy,rate=1"), *wrong = opts("top=1,base=1");
+    char *json;
+    struct stat before, after;
+
+    CHECK_FAILS(avhdx_plan(disk, "melt", NULL, &plan), EINVAL, AVHDX_ERR_ARGUMENT);
+    CHECK_FAILS(avhdx_plan(disk, "merge", wrong, &plan), EINVAL, AVHDX_ERR_ARGUMENT);
+    CHECK_OK(avhdx_plan(disk, "merge", o, &plan));
+    reads_the_same(disk);
+    CHECK(exists(tmp("plan/a.avhdx")) && exists(tmp("plan/b.avhdx")));
+    NEED(stat(tmp("plan/base.vhdx"), &before) == 0);
+    CHECK((plan.flags & AVHDX_PLAN_FITS) && plan.free != AVHDX_NO_OFFSET && plan.bytes > 2 * MIB);
+    CHECK(plan.created == 0 && plan.changed == 1 && plan.removed == 2);
+    NEED((json = avhdx_plan_json(disk, "merge", o)) != NULL);
+    CHECK(strstr(json, "base.vhdx") && strstr(json, "\"after\":null"));
+    avhdx_free(json);
+    avhdx_opts_free(o);
+    o = opts("out=/nonexistent/x.raw");
+    CHECK_FAILS(avhdx_plan(disk, "convert", o, &plan), ENOENT, AVHDX_ERR_IO);
+    CHECK_OK(avhdx_merge(disk, 0, 2, NULL, NULL));
+    CHECK_OK(avhdx_close(disk));
+    NEED(stat(tmp("plan/base.vhdx"), &after) == 0);
+    CHECK(after.st_size - before.st_size == (off_t)plan.growth);
+    avhdx_opts_free(o);
+    avhdx_opts_free(wrong);
+}
+
 static void by_path(void)
 {
     avhdx_opts *o = opts("mode=auto,lock=on");
@@ -224,6 +255,7 @@ int main(void)
     RUN(siblings_are_not_orphaned);
     RUN(cancelled_and_finished);
     RUN(resumed);
+    RUN(planned);
     RUN(by_path);
     free(model);
     free(buf);

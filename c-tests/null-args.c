@@ -23,9 +23,11 @@ static void without_a_disk(void)
     avhdx_opts *o = avhdx_opts_new();
     struct avhdx_progress progress = AVHDX_PROGRESS_INIT;
     struct avhdx_pending pending = AVHDX_PENDING_INIT;
+    struct avhdx_plan plan = AVHDX_PLAN_INIT;
     avhdx_disk *disk = (avhdx_disk *)1;
     avhdx_job *job = (avhdx_job *)1;
     struct avhdx_tree_node node = AVHDX_TREE_NODE_INIT;
+    struct avhdx_repair repair = AVHDX_REPAIR_INIT;
     avhdx_tree *tree = (avhdx_tree *)1;
     size_t n = 0;
     const char *paths[2] = { "x", NULL };
@@ -72,6 +74,10 @@ static void without_a_disk(void)
     REFUSES(avhdx_job_progress(NULL, &progress), "job");
     REFUSES(avhdx_job_cancel(NULL), "job");
     avhdx_job_free(NULL);
+    REFUSES(avhdx_plan(NULL, "merge", NULL, &plan), "disk");
+    REFUSES(avhdx_plan(NULL, NULL, NULL, &plan), "operation");
+    REFUSES(avhdx_plan(NULL, "merge", NULL, NULL), "plan");
+    REFUSES_PTR(avhdx_plan_json(NULL, "merge", NULL), "disk");
     REFUSES(avhdx_pending(NULL, NULL, &pending), "path");
     REFUSES(avhdx_pending("x", NULL, NULL), "pending");
     REFUSES(avhdx_resume(NULL, NULL, NULL), "path");
@@ -84,7 +90,11 @@ static void without_a_disk(void)
     REFUSES_PTR(avhdx_tree_path(NULL, 0), "tree");
     REFUSES(avhdx_tree_children(NULL, 0, NULL, &n), "tree");
     REFUSES(avhdx_tree_find(NULL, "x"), "tree");
+    REFUSES(avhdx_tree_fix(NULL, 0), "tree");
     REFUSES_PTR(avhdx_tree_json(NULL), "tree");
+    REFUSES(avhdx_repair(NULL, NULL, &repair, NULL), "path");
+    REFUSES(avhdx_repair("x", NULL, NULL, NULL), "repair");
+    REFUSES(avhdx_repair_undo(NULL, NULL, NULL), "path");
     avhdx_opts_free(o);
 }
 
@@ -120,8 +130,8 @@ static void no_disk_at_all(void)
     REFUSES(avhdx_checkpoint(NULL, "x", NULL), "disk");
     REFUSES(avhdx_merge(NULL, 0, 1, NULL, NULL), "disk");
     REFUSES(avhdx_diff(NULL, 0, 1, 0, 1, 0, &extent, &n, &processed), "disk");
-    REFUSES(avhdx_compare(NULL, NULL, 0, NULL, NULL), "a");
-    REFUSES(avhdx_digest(NULL, 0, "sha256", digest, &room, NULL), "disk");
+    REFUSES(avhdx_compare(NULL, NULL, 0, NULL, NULL, NULL), "a");
+    REFUSES(avhdx_digest(NULL, 0, "sha256", digest, &room, NULL, NULL), "disk");
     REFUSES(avhdx_revert(NULL, 1, "x", NULL), "disk");
     REFUSES(avhdx_delete_layer(NULL, 1, NULL, NULL), "disk");
     REFUSES(avhdx_delete_branch(NULL, "x"), "disk");
@@ -174,11 +184,11 @@ static void with_a_disk(void)
     REFUSES(avhdx_diff(disk, 0, 1, 0, 1, 0, NULL, &n, &processed), "extents");
     REFUSES(avhdx_diff(disk, 0, 1, 0, 1, 0, &extent, NULL, &processed), "n");
     REFUSES(avhdx_diff(disk, 0, 1, 0, 1, 0, &extent, &n, NULL), "processed");
-    REFUSES(avhdx_compare(disk, NULL, 0, NULL, NULL), "b");
-    CHECK_OK(avhdx_compare(disk, disk, 0, NULL, NULL));
-    REFUSES(avhdx_digest(disk, 0, NULL, &byte, &n, NULL), "algo");
-    REFUSES(avhdx_digest(disk, 0, "sha256", NULL, &n, NULL), "out");
-    REFUSES(avhdx_digest(disk, 0, "sha256", &byte, NULL, NULL), "len");
+    REFUSES(avhdx_compare(disk, NULL, 0, NULL, NULL, NULL), "b");
+    CHECK_OK(avhdx_compare(disk, disk, 0, NULL, NULL, NULL));
+    REFUSES(avhdx_digest(disk, 0, NULL, &byte, &n, NULL, NULL), "algo");
+    REFUSES(avhdx_digest(disk, 0, "sha256", NULL, &n, NULL, NULL), "out");
+    REFUSES(avhdx_digest(disk, 0, "sha256", &byte, NULL, NULL, NULL), "len");
     REFUSES(avhdx_revert(disk, 1, NULL, NULL), "new_leaf");
     REFUSES(avhdx_delete_branch(disk, NULL), "root");
     REFUSES(avhdx_rebase(disk, NULL, NULL, NULL), "new_parent");

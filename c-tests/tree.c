@@ -85,6 +85,51 @@ static void edges_roles_and_problems(void)
     avhdx_tree_free(tree);
 }
 
+static int fix(const char *dir, const char *file, const char *line)
+{
+    avhdx_tree *tree = scan(dir, line);
+    int r;
+
+    NEED(tree != NULL);
+    r = avhdx_tree_fix(tree, (uint32_t)avhdx_tree_find(tree, file));
+    avhdx_tree_free(tree);
+    return r;
+}
+
+/* The parent of b has moved to old/. */
+static void stale_paths_are_fixed(void)
+{
+    const char *vm = tmp("vm"), *b = tmp("vm/b.avhdx");
+    unsigned char byte = 1;
+    avhdx_disk *disk;
+    avhdx_tree *tree;
+    int64_t node;
+
+    CHECK_FAILS(fix(vm, b, "read-only"), EROFS, AVHDX_ERR_READ_ONLY);
+    NEED((disk = open_with(b, "search=/nonexistent,parents=off,read-only")) != NULL);
+    CHECK_FAILS(fix(vm, b, ""), EAGAIN, AVHDX_ERR_LOCKED);
+    CHECK_STR(avhdx_error_path(NULL), b);
+    CHECK_OK(avhdx_close(disk));
+    CHECK(open_with(b, "") == NULL);
+    CHECK_INT(fix(vm, b, ""), 1);
+    CHECK_INT(fix(vm, b, ""), 0);
+    CHECK_INT(fix(vm, tmp("vm/base.vhdx"), ""), 0);
+    NEED((disk = open_with(b, "")) != NULL);
+    CHECK_INT(avhdx_layer_count(disk), 3);
+    CHECK_OK(avhdx_close(disk));
+
+    /* The parent becomes another disk after the scan. */
+    NEED(rename(tmp("vm/old/a.avhdx"), tmp("vm/a.avhdx")) == 0);
+    NEED((tree = scan(vm, "")) != NULL);
+    NEED((disk = open_with(tmp("vm/a.avhdx"), "")) != NULL);
+    NEED(avhdx_pwrite(disk, &byte, 1, 0, 0) == 0 && avhdx_close(disk) == 0);
+    NEED((node = avhdx_tree_find(tree, b)) >= 0);
+    CHECK_FAILS(avhdx_tree_fix(tree, (uint32_t)node), ESTALE, AVHDX_ERR_PARENT_ID_MISMATCH);
+    CHECK_FAILS(avhdx_tree_fix(tree, 3), EINVAL, AVHDX_ERR_ARGUMENT);
+    CHECK_FAILS(avhdx_tree_fix(tree, AVHDX_NO_NODE), EINVAL, AVHDX_ERR_ARGUMENT);
+    avhdx_tree_free(tree);
+}
+
 static void unusable(void)
 {
     avhdx_tree *tree = (avhdx_tree *)1;
@@ -104,6 +149,7 @@ int main(void)
 {
     family();
     RUN(edges_roles_and_problems);
+    RUN(stale_paths_are_fixed);
     RUN(unusable);
     return check_end();
 }

@@ -103,14 +103,15 @@ const char *avhdx_version(void);
  * 1 if the library in use has a feature, 0 if not: "create", "checkpoint", "merge", "merge.copy", "merge.reflink",
  * "merge.consume", "reflink", "revert", "delete", "reparent", "rebase", "detach", "compact", "resize", "metadata",
  * "convert", "migrate", "vhd" (VHD is read by avhdx_migrate and written by avhdx_convert), "diff", "compare",
- * "digest", "tree", "check", "job", "io-ops", "open-fd", "resolver". A name nobody knows is 0.
+ * "digest", "tree", "check", "repair", "job", "io-ops", "open-fd", "resolver". A name nobody knows is 0.
  * feature: not NULL. Any thread. Since 1.0.
  */
 int avhdx_has(const char *feature);
 
 /*
  * The options of "open", "create", "checkpoint", "merge", "revert", "delete", "reparent", "rebase", "detach",
- * "compact", "resize", "convert", "migrate", "tree", "check" or "job" as a JSON array of
+ * "compact", "resize", "convert", "migrate", "compare", "digest", "tree", "check",
+ * "repair" or "job" as a JSON array of
  * {"name", "type", "default", "meaning", "since"} and, for type "choice", "choices". Free it with avhdx_free.
  * NULL for another kind. kind: not NULL. Any thread. Since 1.0.
  */
@@ -842,7 +843,7 @@ struct avhdx_check
 };
 #define AVHDX_CHECK_INIT { sizeof(struct avhdx_check), 0, 0, 0, 0, 0, 0, 0 }
 
-/* One finding of avhdx_check. Strings are UTF-8 and live for the call of the callback. Since 1.0. */
+/* One finding of avhdx_check or avhdx_repair. Strings are UTF-8 and live for the call of the callback. Since 1.0. */
 struct avhdx_issue
 {
     /* Bytes of this structure that the library filled. */
@@ -861,6 +862,10 @@ struct avhdx_issue
     const char *wanted;
     /* All of it in one line. */
     const char *message;
+    /* 1 when avhdx_repair mended it or, with "dry-run", can; else 0. */
+    uint32_t repaired;
+    /* 0. */
+    uint32_t reserved;
 };
 
 /* Receives findings as they are made. Since 1.0. */
@@ -1163,13 +1168,14 @@ int avhdx_diff(avhdx_disk *disk,
  * must be equal too, and the first difference is where the smaller disk ends if there is none before. What both have
  * in the same place of the same file, and what is zero in both, is not read. a and b may be the same disk.
  *
- * Errors: CANCELLED, CORRUPT, IO. a, b: not NULL; first_difference, progress: may be NULL. flags: AVHDX_STRICT.
- * Waits for other operations on both disks. Since 1.0.
+ * Keys: those of "compare". Errors: ARGUMENT, CANCELLED, CORRUPT, IO. flags: AVHDX_STRICT.
+ * a, b: not NULL; first_difference, opts, progress: may be NULL. Waits for other operations on both disks. Since 1.0.
  */
 int avhdx_compare(avhdx_disk *a,
                   avhdx_disk *b,
                   uint32_t flags,
                   uint64_t *first_difference,
+                  const avhdx_opts *opts,
                   const avhdx_progress_cb *progress);
 
 /*
@@ -1177,7 +1183,7 @@ int avhdx_compare(avhdx_disk *a,
  * algo is "sha256" (32 bytes) or "sha512" (64). On entry *len is the room at out, which must be enough; on success it is
  * the length of the checksum. What reads as zeros is not read, but takes part: a disk of many TiB takes its time.
  *
- * Errors: ARGUMENT, CANCELLED, CORRUPT, IO. disk, algo, out, len: not NULL; progress: may be NULL.
+ * Keys: those of "digest". Errors: ARGUMENT, CANCELLED, CORRUPT, IO. disk, algo, out, len: not NULL; opts, progress: may be NULL.
  * Waits for other operations on the disk. Since 1.0.
  */
 int avhdx_digest(avhdx_disk *disk,
@@ -1185,6 +1191,7 @@ int avhdx_digest(avhdx_disk *disk,
                  const char *algo,
                  uint8_t *out,
                  size_t *len,
+                 const avhdx_opts *opts,
                  const avhdx_progress_cb *progress);
 
 /* ---- Trees of files ---- */
@@ -1217,7 +1224,7 @@ int avhdx_digest(avhdx_disk *disk,
 #define AVHDX_PROBLEM_PARENT_MODIFIED 2
 /* Problem: a merge into the parent was cut short; avhdx_resume finishes it. */
 #define AVHDX_PROBLEM_INTERRUPTED_MERGE 4
-/* Problem: the paths recorded do not lead to the parent. */
+/* Problem: the paths recorded do not lead to the parent; avhdx_tree_fix records others. */
 #define AVHDX_PROBLEM_STALE_PATH 8
 /* Problem: another file has the same identity. */
 #define AVHDX_PROBLEM_DUPLICATE 16
@@ -1311,6 +1318,17 @@ int64_t avhdx_tree_find(const avhdx_tree *tree, const char *path);
  */
 char *avhdx_tree_json(const avhdx_tree *tree);
 
+/*
+ * Records anew, in the file of a node with AVHDX_PROBLEM_STALE_PATH, where its parent is: 1 when that is done and
+ * durable, 0 when its paths are good, or lead nowhere because it has no parent in the tree. Only the parent locator of
+ * the file changes, and no identity. Both files are looked at again first: one that changed since the scan is left
+ * alone (PARENT_ID_MISMATCH). The tree stays as it was; scan again to see. The options are those of the scan.
+ *
+ * Errors: ARGUMENT when there is no such node; READ_ONLY (scanned with "read-only"), LOCKED, PARENT_ID_MISMATCH, NO_SPACE,
+ * IO, and those of avhdx_open. tree: not NULL. Any thread. Since 1.0.
+ */
+int avhdx_tree_fix(const avhdx_tree *tree, uint32_t index);
+
 /* Frees a tree and the paths it gave out. tree: may be NULL. Since 1.0. */
 void avhdx_tree_free(avhdx_tree *tree);
 
@@ -1342,12 +1360,16 @@ struct avhdx_progress
 #define AVHDX_PROGRESS_INIT { sizeof(struct avhdx_progress), 0, 0, 0 }
 
 /*
- * Prepares an operation on a disk; nothing happens before the first step. operation is "merge", with the keys "top"
- * and "base", numbers of layers, besides those of avhdx_merge.
+ * Prepares an operation on a disk; nothing happens before the first step. operation is one of these, each with the keys
+ * of its function, and those of "job" named here for what its function takes as arguments:
+ *
+ * "merge" (avhdx_merge): "top" and "base"; "delete" (avhdx_delete_layer): "top", the layer deleted; "rebase"
+ * (avhdx_rebase): "onto", the new parent; "detach" (avhdx_detach); "convert" (avhdx_convert): "out", the new file;
+ * "compact" (avhdx_compact).
  *
  * Keys: those of the operation and of "job". Errors: ARGUMENT; PENDING_OPERATION when the disk has a job that is not
- * over. job: not NULL, *job is NULL after a failure; disk, operation: not NULL; opts: may be NULL. The job must be
- * over or freed before the disk is closed; avhdx_close cancels it otherwise. Since 1.0.
+ * over. job: not NULL, *job is NULL after a failure; disk, operation: not NULL; opts: may be NULL where the operation
+ * needs no key. The job must be over or freed before the disk is closed; avhdx_close cancels it otherwise. Since 1.0.
  */
 int avhdx_job_new(avhdx_job **job, avhdx_disk *disk, const char *operation, const avhdx_opts *opts);
 
@@ -1419,6 +1441,115 @@ int avhdx_pending(const char *path, const avhdx_opts *opts, struct avhdx_pending
  * avhdx_merge; run it again after any of them. path: not NULL; opts, progress: may be NULL. Any thread. Since 1.0.
  */
 int avhdx_resume(const char *path, const avhdx_opts *opts, const avhdx_progress_cb *progress);
+
+/* ---- Plans ---- */
+
+/*
+ * What an operation would do, without doing it. It is rehearsed with the code that does it, on files that only seem to
+ * change: every length and every refusal is the real one.
+ */
+
+/* Flag of a plan: there is room for bytes where the leaf is. */
+#define AVHDX_PLAN_FITS 1
+
+/* What an operation would do. Since 1.0. */
+struct avhdx_plan
+{
+    /* Set by AVHDX_PLAN_INIT. */
+    uint32_t struct_size;
+    /* AVHDX_PLAN_... */
+    uint32_t flags;
+    /* Bytes of the disk that would be written, or shared between files. */
+    uint64_t bytes;
+    /* Bytes by which files would grow, new files included. */
+    uint64_t growth;
+    /* Bytes that files would lose, removed files included. */
+    uint64_t reclaimed;
+    /* Bytes free where the leaf is; AVHDX_NO_OFFSET where that is not known. */
+    uint64_t free;
+    /* Files that would be made. */
+    uint32_t created;
+    /* Files that would be changed. */
+    uint32_t changed;
+    /* Files that would be removed. */
+    uint32_t removed;
+    /* 0. */
+    uint32_t reserved;
+};
+#define AVHDX_PLAN_INIT { sizeof(struct avhdx_plan), 0, 0, 0, 0, 0, 0, 0, 0, 0 }
+
+/*
+ * Tells what an operation would do to the disk as it is now, and whether it would be refused. Operations and keys are
+ * those of avhdx_job_new; "rate" and "verify" mean nothing here. No file changes, but that the leaf's log is emptied
+ * first; the disk may be open for reading only. Reads go on, writes wait. Content is read only where the operation has
+ * to look at it, as "compact" and "convert" have. Lengths come true to the byte, once the disk is closed, if nothing is
+ * written to it meanwhile.
+ *
+ * Errors: those of the operation, except NO_SPACE: look at AVHDX_PLAN_FITS. disk, operation, plan: not NULL; opts: may be
+ * NULL where the operation needs no key. Waits for other operations on the disk. Since 1.0.
+ */
+int avhdx_plan(avhdx_disk *disk, const char *operation, const avhdx_opts *opts, struct avhdx_plan *plan);
+
+/*
+ * The same as JSON: an object with bytes, growth, reclaimed, free (null where not known) and files, an array of objects
+ * with filename, before and after, lengths in bytes or null. Free it with avhdx_free. NULL for a failure; otherwise as
+ * avhdx_plan. Since 1.0.
+ */
+char *avhdx_plan_json(avhdx_disk *disk, const char *operation, const avhdx_opts *opts);
+
+/* ---- Repair ---- */
+
+/*
+ * Mending what can be mended in one file without guessing, and taking that back. What the disk reads as never changes,
+ * no data is dropped and no parent guessed.
+ */
+
+/* What avhdx_repair did. Since 1.0. */
+struct avhdx_repair
+{
+    /* Set by AVHDX_REPAIR_INIT. */
+    uint32_t struct_size;
+    /* 1 when the file was changed, and so has an undo file; else 0. */
+    uint32_t changed;
+    /* Findings mended; with "dry-run", those that can be. */
+    uint64_t repaired;
+    /* Broken rules that are left. */
+    uint64_t errors;
+    /* What is left that other programs may refuse. */
+    uint64_t warnings;
+    /* What is left that is legal and worth knowing. */
+    uint64_t notes;
+};
+#define AVHDX_REPAIR_INIT { sizeof(struct avhdx_repair), 0, 0, 0, 0, 0 }
+
+/*
+ * Mends the file at path: a log that holds updates, a bad copy of the header or of the region table, entries that must
+ * be 0, a last block that is cut, paths that no longer lead to the parent; with "clear-log" a log without a valid entry,
+ * with "cut-tail" what is behind the last structure. Before the first byte changes, what will be overwritten is saved in
+ * the undo file, "undo", or path with ".undo" behind it, which must not exist. Where nothing can be mended nothing is
+ * written at all. With "dry-run" nothing is ever written.
+ *
+ * Returns 0 when all was done that can be, whatever is left: look at repair->errors. Each finding goes to callback after
+ * the work is done, marked as repaired or not. A cut or failed repair leaves a file that can be repaired again, with
+ * another undo file, or taken back. Durable on return.
+ *
+ * Keys: those of "repair" and of "open". Errors: NOT_VHDX, ARGUMENT (the undo file exists), LOCKED, NO_SPACE, IO.
+ * path, repair: not NULL; opts, callback: may be NULL. Any thread. Since 1.0.
+ */
+int avhdx_repair(const char *path,
+                 const avhdx_opts *opts,
+                 struct avhdx_repair *repair,
+                 const avhdx_issue_cb *callback);
+
+/*
+ * Takes a repair of the file at path back: it is what it was before, bit for bit. undo is the undo file of that repair,
+ * or NULL for path with ".undo" behind it; it is kept. A file that was changed since is refused (ARGUMENT) and not
+ * touched. If it is cut or fails it is run again; the file is not to be used before. Durable on return.
+ *
+ * Keys: those of "open". Errors: ARGUMENT; CHECKSUM (the undo file is damaged), UNSUPPORTED (of a later version); LOCKED,
+ * IO. path: not NULL; undo, opts: may be NULL. Any thread. Since 1.0.
+ */
+int avhdx_repair_undo(const char *path, const char *undo, const avhdx_opts *opts);
 
 #ifdef __cplusplus
 }

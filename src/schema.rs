@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::guid::Guid;
 use crate::limits;
 use crate::ops::tree::TreeOptions;
-use crate::ops::CheckOptions;
+use crate::ops::{CheckOptions, CompareOptions, DigestOptions, RepairOptions};
 use crate::options::OpenOptions;
 use crate::options::{CacheMode, CheckpointOptions, CreateOptions, DiskType, LogPolicy, MergeMode, MergeOptions};
 use crate::options::{CompactMode, CompactOptions, ResizeOptions};
@@ -58,6 +58,12 @@ pub enum Kind {
     Compact,
     /// Changing the size.
     Resize,
+    /// Comparing two disks.
+    Compare,
+    /// Computing a checksum.
+    Digest,
+    /// Mending a file.
+    Repair,
 }
 
 impl Kind {
@@ -79,6 +85,9 @@ impl Kind {
         Kind::Detach,
         Kind::Compact,
         Kind::Resize,
+        Kind::Compare,
+        Kind::Digest,
+        Kind::Repair,
     ];
 
     /// The name under which [`schema_json`] knows it.
@@ -100,6 +109,9 @@ impl Kind {
             Kind::Detach => "detach",
             Kind::Compact => "compact",
             Kind::Resize => "resize",
+            Kind::Compare => "compare",
+            Kind::Digest => "digest",
+            Kind::Repair => "repair",
         }
     }
 
@@ -126,6 +138,9 @@ impl Kind {
             Kind::Rebase | Kind::Detach => REBASE,
             Kind::Compact => COMPACT,
             Kind::Resize => RESIZE,
+            Kind::Compare => COMPARE,
+            Kind::Digest => DIGEST,
+            Kind::Repair => REPAIR,
         }
     }
 }
@@ -202,16 +217,26 @@ pub struct Settings {
     pub compact: CompactOptions,
     /// [`Kind::Resize`].
     pub resize: ResizeOptions,
+    /// [`Kind::Compare`].
+    pub compare: CompareOptions,
+    /// [`Kind::Digest`].
+    pub digest: DigestOptions,
+    /// [`Kind::Repair`].
+    pub repair: RepairOptions,
 }
 
-/// Which layers a job is about; 0 is the leaf.
+/// What a job is about, where its function takes it as an argument.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct JobOptions {
-    /// The uppermost layer.
-    pub top: usize,
-    /// The layer below the lowest; `None` for the one below `top`.
+    /// The uppermost layer merged, or the layer deleted.
+    pub top: Option<usize>,
+    /// The layer merged into.
     pub base: Option<usize>,
+    /// The new parent.
+    pub onto: Option<PathBuf>,
+    /// The new file.
+    pub out: Option<PathBuf>,
 }
 
 impl Settings {
@@ -615,10 +640,14 @@ static CHECK: &[Key] = keys! {
 };
 
 static JOB: &[Key] = keys! {
-    "top", ValueType::Number, "0", "the uppermost layer of those that the operation is about; 0 is the leaf",
-        job.top = |v| number(v, u64::from(u32::MAX)).map(|n| n as usize);
-    "base", ValueType::Number, "top + 1", "the layer that they are merged into",
+    "top", ValueType::Number, "0", "merge: the uppermost layer merged, delete: the layer deleted; 0 is the leaf",
+        job.top = |v| number(v, u64::from(u32::MAX)).map(|n| Some(n as usize));
+    "base", ValueType::Number, "top + 1", "merge: the layer merged into",
         job.base = |v| number(v, u64::from(u32::MAX)).map(|n| Some(n as usize));
+    "onto", ValueType::Path, "", "rebase: the new parent; needed there",
+        job.onto = |v| path(v).map(Some);
+    "out", ValueType::Path, "", "convert: the new file; needed there",
+        job.out = |v| path(v).map(Some);
 };
 
 static TREE: &[Key] = keys! {
@@ -701,6 +730,27 @@ static COMPACT: &[Key] = keys! {
 static RESIZE: &[Key] = keys! {
     "unsafe", ValueType::Bool, "off", "cut off what is behind the new end, partitions too",
         resize.allow_loss = |v| boolean(v);
+};
+
+static COMPARE: &[Key] = keys! {
+    "rate", ValueType::Size, "0", "bytes read of each disk per second at most; 0 for no limit",
+        compare.rate = |v| size(v);
+};
+
+static DIGEST: &[Key] = keys! {
+    "rate", ValueType::Size, "0", "bytes read per second at most; 0 for no limit",
+        digest.rate = |v| size(v);
+};
+
+static REPAIR: &[Key] = keys! {
+    "dry-run", ValueType::Bool, "off", "only tell what would be done; nothing is written",
+        repair.dry_run = |v| boolean(v);
+    "undo", ValueType::Path, "the file's, and .undo", "where the undo file goes; an existing file is never replaced",
+        repair.undo = |v| path(v).map(Some);
+    "clear-log", ValueType::Bool, "off", "empty a log without a valid entry; updates that were only in it are lost",
+        repair.clear_log = |v| boolean(v);
+    "cut-tail", ValueType::Bool, "off", "cut the file behind its last structure",
+        repair.cut_tail = |v| boolean(v);
 };
 
 #[cfg(test)]

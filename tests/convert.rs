@@ -453,24 +453,16 @@ fn existing_files_stay_and_cancelled_ones_go() {
 }
 
 #[test]
-fn progress_reaches_its_total_and_the_rate_is_kept() {
+fn progress_reaches_its_total() {
     let fs = MemoryFileSystem::new();
     prepared(&fs, 512);
     let chain = Chain::open(&path("a.avhdx"), &on(&fs)).unwrap();
     let mut seen = Vec::new();
-    let mut options = ConvertOptions::default();
-    options.rate = 16 * MIB;
-    let start = std::time::Instant::now();
-    ops::convert(&chain, &path("slow"), &options, &mut |p| {
+    ops::convert(&chain, &path("slow"), &ConvertOptions::default(), &mut |p| {
         seen.push((p.done, p.total));
         true
     })
     .unwrap();
-    assert!(
-        start.elapsed().as_millis() > 200,
-        "9 MiB at 16 MiB a second: {:?}",
-        start.elapsed()
-    );
     assert!(seen.windows(2).all(|pair| pair[0].0 <= pair[1].0));
     assert_eq!(seen.last(), Some(&(9 * MIB, 9 * MIB)));
 }

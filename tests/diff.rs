@@ -6,7 +6,7 @@ mod random;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use avhdx::ops::{self, CompareOptions, DigestAlgorithm};
+use avhdx::ops::{self, CompareOptions, DigestAlgorithm, DigestOptions};
 use avhdx::options::{CreateOptions, DiskType, OpenOptions, ZeroFlags};
 use avhdx::storage::MemoryFileSystem;
 use avhdx::{Chain, ErrorKind, Extent, ExtentState};
@@ -201,10 +201,24 @@ fn check_diff(random: &mut Random, world: &World, newer: usize, older: usize) {
 
 fn check_digest(world: &World) {
     for (layer, content) in world.layers.iter().enumerate() {
-        let found = ops::digest(&world.chain, layer, DigestAlgorithm::Sha256, &mut |_| true).unwrap();
+        let found = ops::digest(
+            &world.chain,
+            layer,
+            DigestAlgorithm::Sha256,
+            &DigestOptions::default(),
+            &mut |_| true,
+        )
+        .unwrap();
         assert_eq!(found, Sha256::digest(content).to_vec(), "layer {layer}");
     }
-    let found = ops::digest(&world.chain, 0, DigestAlgorithm::Sha512, &mut |_| true).unwrap();
+    let found = ops::digest(
+        &world.chain,
+        0,
+        DigestAlgorithm::Sha512,
+        &DigestOptions::default(),
+        &mut |_| true,
+    )
+    .unwrap();
     assert_eq!(found, Sha512::digest(&world.layers[0]).to_vec());
 }
 
@@ -322,9 +336,15 @@ fn what_cannot_be_asked_is_refused() {
     assert_eq!(ops::diff(chain, 0, 1, (0, 4 * MIB), false, 0, &mut none).unwrap(), MIB);
     assert!(none.is_empty());
     assert_eq!(
-        ops::digest(chain, 2, DigestAlgorithm::Sha256, &mut |_| true)
-            .unwrap_err()
-            .kind(),
+        ops::digest(
+            chain,
+            2,
+            DigestAlgorithm::Sha256,
+            &DigestOptions::default(),
+            &mut |_| true
+        )
+        .unwrap_err()
+        .kind(),
         ErrorKind::Argument
     );
     let error = DigestAlgorithm::from_name("md5").unwrap_err();
@@ -334,7 +354,13 @@ fn what_cannot_be_asked_is_refused() {
 #[test]
 fn compare_and_digest_can_be_cancelled() {
     let world = small();
-    let cancelled = ops::digest(&world.chain, 0, DigestAlgorithm::Sha256, &mut |_| false);
+    let cancelled = ops::digest(
+        &world.chain,
+        0,
+        DigestAlgorithm::Sha256,
+        &DigestOptions::default(),
+        &mut |_| false,
+    );
     assert_eq!(cancelled.unwrap_err().kind(), ErrorKind::Cancelled);
     let cancelled = ops::compare(&world.chain, &world.chain, &CompareOptions::default(), &mut |_| false);
     assert_eq!(cancelled.unwrap_err().kind(), ErrorKind::Cancelled);

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// The sections of the header, in the order in which a reader wants them.
 const SECTIONS: &[&str] = &[
     "library", "error", "opts", "callback", "io", "disk", "info", "data", "ops", "surgery", "shape", "convert",
-    "contents", "tree", "job", "pending",
+    "contents", "tree", "job", "pending", "plan", "repair",
 ];
 
 /// Types that callers name without `struct`.

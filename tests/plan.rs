@@ -66,8 +66,10 @@ fn tree(seed: u64) -> MemoryFileSystem {
             match random.below(6) {
                 0 => chain.discard(at, len, false).unwrap(),
                 1 => {
-                    let mut flags = ZeroFlags::default();
-                    flags.may_unmap = random.chance(2);
+                    let flags = ZeroFlags {
+                        may_unmap: random.chance(2),
+                        ..ZeroFlags::default()
+                    };
                     chain.zero(at, len, flags).unwrap();
                 }
                 2 => chain.write(&vec![0; len as usize], at, false).unwrap(),

@@ -150,6 +150,8 @@ pub(crate) enum Command {
         #[command(flatten)]
         open: Open,
     },
+    /// Tell what an operation would do, without doing it
+    Plan(crate::plan::PlanArgs),
     /// Write the content of a disk to a new file of any format
     Convert(crate::convert::Convert),
     /// Write a VHD or AVHD, and its parents, as VHDX

@@ -2,32 +2,35 @@
 
 use std::io::IsTerminal;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::Arc;
+use std::sync::Once;
 
 use indicatif::{ProgressBar, ProgressStyle};
+
+static STOP: AtomicBool = AtomicBool::new(false);
 
 /// A progress bar on a terminal, nothing elsewhere; and Ctrl-C, which asks the operation to stop where it can be
 /// continued. A second Ctrl-C stops at once, which is as safe as a power cut.
 pub(crate) struct Bar {
     bar: Option<ProgressBar>,
-    stop: Arc<AtomicBool>,
 }
 
 impl Bar {
     pub(crate) fn new(what: &'static str) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let asked = stop.clone();
-        let _ = ctrlc::set_handler(move || {
-            if asked.swap(true, Ordering::Relaxed) {
-                std::process::exit(1);
-            }
+        // One handler for all the bars of a command that has several.
+        static HANDLER: Once = Once::new();
+        HANDLER.call_once(|| {
+            let _ = ctrlc::set_handler(|| {
+                if STOP.swap(true, Ordering::Relaxed) {
+                    std::process::exit(1);
+                }
+            });
         });
         let bar = std::io::stderr().is_terminal().then(|| {
             let style = "{msg} [{bar:40}] {bytes}/{total_bytes} {binary_bytes_per_sec} {eta}";
             let style = ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
             ProgressBar::new(0).with_style(style).with_message(what)
         });
-        Bar { bar, stop }
+        Bar { bar }
     }
 
     /// False when the user asked to stop.
@@ -36,7 +39,7 @@ impl Bar {
             bar.set_length(total);
             bar.set_position(done);
         }
-        !self.stop.load(Ordering::Relaxed)
+        !STOP.load(Ordering::Relaxed)
     }
 
     pub(crate) fn finish(&self) {

@@ -3,12 +3,12 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use avhdx::ops::{self, CompareOptions, DigestAlgorithm};
+use avhdx::ops::{self, CompareOptions, DigestAlgorithm, DigestOptions};
 use avhdx::{Chain, ExtentState};
 use clap::{Args, ValueEnum};
 use serde_json::json;
 
-use crate::args::Open;
+use crate::args::{size, Open};
 use crate::bar::Bar;
 use crate::{tell, Failure, Outcome};
 
@@ -44,6 +44,9 @@ pub(crate) struct Compare {
     /// Disks of different sizes differ, even if the rest of the larger one is zeros
     #[arg(long)]
     strict: bool,
+    /// Bytes read of each disk per second at most
+    #[arg(long, value_parser = size)]
+    rate: Option<u64>,
     #[command(flatten)]
     open: Open,
 }
@@ -59,6 +62,9 @@ pub(crate) struct Digest {
     /// The disk as of this layer: by number (0 is the leaf) or path
     #[arg(long, default_value = "0")]
     layer: String,
+    /// Bytes read per second at most
+    #[arg(long, value_parser = size)]
+    rate: Option<u64>,
     #[command(flatten)]
     open: Open,
 }
@@ -163,6 +169,7 @@ pub(crate) fn compare(args: &Compare) -> Outcome {
         let b = Chain::open(&args.b, &open)?;
         let mut options = CompareOptions::default();
         options.strict = args.strict;
+        options.rate = args.rate.unwrap_or(0);
         let mut bar = Bar::new("comparing");
         let difference = ops::compare(&a, &b, &options, &mut |p| bar.show(p.done, p.total))?;
         bar.finish();
@@ -191,11 +198,15 @@ pub(crate) fn compare(args: &Compare) -> Outcome {
 }
 
 pub(crate) fn digest(args: &Digest) -> Outcome {
+    let mut options = DigestOptions::default();
+    options.rate = args.rate.unwrap_or(0);
     for path in &args.paths {
         let chain = Chain::open(path, &args.open.reading())?;
         let layer = layer(&chain, &args.layer)?;
         let mut bar = Bar::new("reading");
-        let bytes = ops::digest(&chain, layer, args.algorithm.into(), &mut |p| bar.show(p.done, p.total))?;
+        let bytes = ops::digest(&chain, layer, args.algorithm.into(), &options, &mut |p| {
+            bar.show(p.done, p.total)
+        })?;
         bar.finish();
         let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
         writeln!(io::stdout(), "{}", line(&hex, path))?;

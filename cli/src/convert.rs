@@ -67,9 +67,9 @@ impl New {
 #[derive(Debug, Args)]
 pub(crate) struct Convert {
     /// The disk; of a chain, the last file
-    leaf: PathBuf,
+    pub(crate) leaf: PathBuf,
     /// The new file; an existing one is never replaced. "-" writes raw to standard output
-    out: PathBuf,
+    pub(crate) out: PathBuf,
     /// Format; by default by the suffix of the new file, raw for others
     #[arg(long, value_enum)]
     to: Option<Format>,
@@ -86,9 +86,9 @@ pub(crate) struct Convert {
     parent: Option<PathBuf>,
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub(crate) json: bool,
     #[command(flatten)]
-    open: Open,
+    pub(crate) open: Open,
 }
 
 #[derive(Debug, Args)]
@@ -109,12 +109,19 @@ pub(crate) struct Migrate {
     open: Open,
 }
 
+impl Convert {
+    pub(crate) fn options(&self) -> Result<ConvertOptions, Failure> {
+        let mut options = self.new.options()?;
+        options.to = self.to.map(ImageFormat::from);
+        options.logical_sector_size = small(self.logical_sector_size, "--logical-sector-size")?;
+        options.layer = self.layer;
+        options.parent = self.parent.clone();
+        Ok(options)
+    }
+}
+
 pub(crate) fn convert(args: &Convert) -> Outcome {
-    let mut options = args.new.options()?;
-    options.to = args.to.map(ImageFormat::from);
-    options.logical_sector_size = small(args.logical_sector_size, "--logical-sector-size")?;
-    options.layer = args.layer;
-    options.parent = args.parent.clone();
+    let options = args.options()?;
     let opening = args.open.reading();
     let chain = match Chain::open(&args.leaf, &opening) {
         Err(error) if error.kind() == ErrorKind::NotVhdx && avhdx::vhd::is_vhd(&args.leaf, &opening)? => {

@@ -8,6 +8,7 @@ mod control;
 mod convert;
 mod data;
 mod monitor;
+mod plan;
 mod prune;
 mod repair;
 mod report;
@@ -132,6 +133,7 @@ fn run(command: Command) -> Outcome {
         Command::Convert(args) => convert::convert(&args),
         Command::Migrate(args) => convert::migrate(&args),
         Command::Surgery(verb) => surgery::run(verb),
+        Command::Plan(args) => plan::plan(&args),
         Command::Compact(args) => shape::compact(&args),
         Command::Resize(args) => shape::resize(&args),
         Command::MinSize(args) => shape::min_size(&args),

@@ -8,7 +8,7 @@ use avhdx::options::MergeOptions;
 use avhdx::{ops, Chain, ExtentState};
 use clap::Args;
 
-use crate::args::{Mode, Open};
+use crate::args::{size, Mode, Open};
 use crate::bar::Bar;
 use crate::monitor::age;
 use crate::report::{human, safe};
@@ -34,6 +34,9 @@ pub(crate) struct Prune {
     /// How the bytes travel
     #[arg(long, value_enum, default_value = "auto")]
     mode: Mode,
+    /// Bytes per second at most
+    #[arg(long, value_parser = size)]
+    rate: Option<u64>,
     #[command(flatten)]
     open: Open,
 }
@@ -110,6 +113,7 @@ pub(crate) fn prune(args: &Prune) -> Outcome {
     drop(out);
     let mut options = MergeOptions::default();
     options.mode = args.mode.into();
+    options.rate = args.rate.unwrap_or(0);
     let mut bar = Bar::new("pruning");
     let merged = ops::merge(&chain, top, base, &options, &mut |p| bar.show(p.done, p.total));
     bar.finish();

@@ -30,10 +30,20 @@ pub(crate) struct Compact {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum Mode {
+pub(crate) enum Mode {
     Full,
     Quick,
     Prezeroed,
+}
+
+impl From<Mode> for CompactMode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Full => CompactMode::Full,
+            Mode::Quick => CompactMode::Quick,
+            Mode::Prezeroed => CompactMode::Prezeroed,
+        }
+    }
 }
 
 #[derive(Debug, Args)]
@@ -174,11 +184,7 @@ fn with<T>(path: &std::path::Path, open: &Open, work: impl FnOnce(&Chain) -> avh
 
 pub(crate) fn compact(args: &Compact) -> Outcome {
     let mut options = CompactOptions::default();
-    options.mode = match args.mode {
-        Mode::Full => CompactMode::Full,
-        Mode::Quick => CompactMode::Quick,
-        Mode::Prezeroed => CompactMode::Prezeroed,
-    };
+    options.mode = args.mode.into();
     options.rate = args.rate.unwrap_or(0);
     let mut bar = Bar::new("compacting");
     let report = with(&args.path, &args.open, |chain| {

@@ -116,6 +116,16 @@ pub(crate) enum Into {
     Children,
 }
 
+impl From<Into> for DeleteInto {
+    fn from(into: Into) -> Self {
+        match into {
+            Into::Auto => DeleteInto::Auto,
+            Into::Parent => DeleteInto::Parent,
+            Into::Children => DeleteInto::Children,
+        }
+    }
+}
+
 fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
@@ -125,7 +135,7 @@ fn texts(paths: &[PathBuf]) -> Vec<String> {
 }
 
 /// The layer that a path, or a number where no such file exists, means.
-fn layer_of(chain: &Chain, what: &Path) -> Result<usize, Failure> {
+pub(crate) fn layer_of(chain: &Chain, what: &Path) -> Result<usize, Failure> {
     let Ok(wanted) = std::fs::metadata(what) else {
         let number = what.to_str().and_then(|text| text.parse().ok());
         return number.filter(|&layer| layer < chain.layer_count()).ok_or_else(|| {
@@ -222,11 +232,7 @@ pub(crate) fn run(verb: Surgery) -> Outcome {
             } else {
                 let layer = layer_of(&chain, &file)?;
                 let mut options = DeleteOptions::default();
-                options.into = match into {
-                    Into::Auto => DeleteInto::Auto,
-                    Into::Parent => DeleteInto::Parent,
-                    Into::Children => DeleteInto::Children,
-                };
+                options.into = into.into();
                 options.mode = mode.into();
                 options.verify = verify;
                 options.rate = rate.unwrap_or(0);

@@ -10,9 +10,11 @@ use super::callback::{avhdx_progress_cb, take_progress};
 use super::data::avhdx_extent;
 use super::disk::{avhdx_disk, on_disk_alone};
 use super::guard::{argument, borrow_mut, check_flags, guard, null, text};
+use super::opts::{avhdx_opts, choose};
 use crate::error::{Error, ErrorKind};
 use crate::ops::{self, CompareOptions, DigestAlgorithm};
 use crate::options::Progress;
+use crate::schema::Kind;
 
 /// avhdx_diff: read both points and tell only sectors whose bytes differ.
 pub const AVHDX_EXACT: u32 = 0x10;
@@ -89,8 +91,8 @@ pub unsafe extern "C" fn avhdx_diff(
 /// must be equal too, and the first difference is where the smaller disk ends if there is none before. What both have
 /// in the same place of the same file, and what is zero in both, is not read. a and b may be the same disk.
 ///
-/// Errors: CANCELLED, CORRUPT, IO. a, b: not NULL; first_difference, progress: may be NULL. flags: AVHDX_STRICT.
-/// Waits for other operations on both disks. Since 1.0.
+/// Keys: those of "compare". Errors: ARGUMENT, CANCELLED, CORRUPT, IO. flags: AVHDX_STRICT.
+/// a, b: not NULL; first_difference, opts, progress: may be NULL. Waits for other operations on both disks. Since 1.0.
 ///
 /// # Safety
 /// Each pointer is NULL or as described; neither disk is closed before the call ends.
@@ -100,6 +102,7 @@ pub unsafe extern "C" fn avhdx_compare(
     b: *mut avhdx_disk,
     flags: u32,
     first_difference: *mut u64,
+    opts: *const avhdx_opts,
     progress: *const avhdx_progress_cb,
 ) -> c_int {
     guard(|| {
@@ -109,8 +112,11 @@ pub unsafe extern "C" fn avhdx_compare(
             return Err(null(if a.is_null() { "a" } else { "b" }));
         }
         check_flags(flags, AVHDX_STRICT)?;
+        // SAFETY: the caller's promise is that of `choose`.
+        let chosen = unsafe { choose(opts, &[Kind::Compare]) }?;
         let options = CompareOptions {
             strict: flags & AVHDX_STRICT != 0,
+            ..chosen.settings.compare
         };
         let mut report = |now: Progress| progress.as_ref().is_none_or(|callback| callback.report(now));
         let mut compare = |a: &avhdx_disk, b: &avhdx_disk| ops::compare(&a.chain, &b.chain, &options, &mut report);
@@ -133,7 +139,7 @@ pub unsafe extern "C" fn avhdx_compare(
 /// algo is "sha256" (32 bytes) or "sha512" (64). On entry *len is the room at out, which must be enough; on success it is
 /// the length of the checksum. What reads as zeros is not read, but takes part: a disk of many TiB takes its time.
 ///
-/// Errors: ARGUMENT, CANCELLED, CORRUPT, IO. disk, algo, out, len: not NULL; progress: may be NULL.
+/// Keys: those of "digest". Errors: ARGUMENT, CANCELLED, CORRUPT, IO. disk, algo, out, len: not NULL; opts, progress: may be NULL.
 /// Waits for other operations on the disk. Since 1.0.
 ///
 /// # Safety
@@ -145,6 +151,7 @@ pub unsafe extern "C" fn avhdx_digest(
     algo: *const c_char,
     out: *mut u8,
     len: *mut usize,
+    opts: *const avhdx_opts,
     progress: *const avhdx_progress_cb,
 ) -> c_int {
     guard(|| {
@@ -161,8 +168,11 @@ pub unsafe extern "C" fn avhdx_digest(
             let name = algorithm.name();
             return Err(argument(format!("*len is {room}")).with_hint(format!("{name} needs {}", algorithm.len())));
         }
+        // SAFETY: the caller's promise is that of `choose`.
+        let chosen = unsafe { choose(opts, &[Kind::Digest]) }?;
+        let options = &chosen.settings.digest;
         let mut report = |now: Progress| progress.as_ref().is_none_or(|callback| callback.report(now));
-        let digest = |disk: &avhdx_disk| ops::digest(&disk.chain, layer as usize, algorithm, &mut report);
+        let digest = |disk: &avhdx_disk| ops::digest(&disk.chain, layer as usize, algorithm, options, &mut report);
         // SAFETY: the caller's promise is that of `on_disk_alone`.
         let bytes: Vec<u8> = unsafe { on_disk_alone(disk, digest) }?;
         if bytes.len() > *room {

@@ -15,7 +15,8 @@ use crate::ops;
 use crate::options::Progress;
 use crate::schema::Kind;
 
-const NEEDS: &[Need] = &[Need::Write, Need::Create, Need::Rename, Need::SyncDir];
+/// What writing new files needs of I/O callbacks.
+pub(super) const NEEDS: &[Need] = &[Need::Write, Need::Create, Need::Rename, Need::SyncDir];
 
 /// Writes what the disk reads as to a new file at dst: "to" raw, vhdx or vhd, "type" dynamic or fixed. With "layer" it
 /// is the disk as of that layer, and with "parent" a differencing disk on another one, holding only the sectors that

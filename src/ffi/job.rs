@@ -9,10 +9,10 @@
 use std::ffi::{c_char, c_int};
 
 use super::disk::{avhdx_disk, on_disk_alone};
-use super::guard::{argument, borrow, guard, out_handle, text, Out, Output};
-use super::ops::merge_needs;
+use super::guard::{borrow, guard, out_handle, text, Out, Output};
+use super::operation::Operation;
 use super::opts::{avhdx_opts, choose};
-use crate::ops::{self, Job};
+use crate::ops::Job;
 use crate::options::Progress;
 use crate::schema::Kind;
 
@@ -38,12 +38,16 @@ pub struct avhdx_progress {
 // SAFETY: begins with a u32 and holds integers only.
 unsafe impl Output for avhdx_progress {}
 
-/// Prepares an operation on a disk; nothing happens before the first step. operation is "merge", with the keys "top"
-/// and "base", numbers of layers, besides those of avhdx_merge.
+/// Prepares an operation on a disk; nothing happens before the first step. operation is one of these, each with the keys
+/// of its function, and those of "job" named here for what its function takes as arguments:
+///
+/// "merge" (avhdx_merge): "top" and "base"; "delete" (avhdx_delete_layer): "top", the layer deleted; "rebase"
+/// (avhdx_rebase): "onto", the new parent; "detach" (avhdx_detach); "convert" (avhdx_convert): "out", the new file;
+/// "compact" (avhdx_compact).
 ///
 /// Keys: those of the operation and of "job". Errors: ARGUMENT; PENDING_OPERATION when the disk has a job that is not
-/// over. job: not NULL, *job is NULL after a failure; disk, operation: not NULL; opts: may be NULL. The job must be
-/// over or freed before the disk is closed; avhdx_close cancels it otherwise. Since 1.0.
+/// over. job: not NULL, *job is NULL after a failure; disk, operation: not NULL; opts: may be NULL where the operation
+/// needs no key. The job must be over or freed before the disk is closed; avhdx_close cancels it otherwise. Since 1.0.
 ///
 /// # Safety
 /// Each pointer is NULL or as described; `disk` is not closed before the call ends.
@@ -58,19 +62,13 @@ pub unsafe extern "C" fn avhdx_job_new(
         // SAFETY: the caller's promise is that of `out_handle`.
         let out = unsafe { out_handle(job, "job") }?;
         // SAFETY: the caller's promise is that of `text`.
-        let operation = unsafe { text(operation, "operation") }?;
-        if operation != "merge" {
-            return Err(argument(format!("there is no job {operation:?}")).with_hint("the operations are: merge"));
-        }
+        let operation = Operation::find(unsafe { text(operation, "operation") }?)?;
         // SAFETY: the caller's promise is that of `choose`.
-        let settings = unsafe { choose(opts, &[Kind::Merge, Kind::Job]) }?.settings;
+        let settings = unsafe { choose(opts, &[operation.kind, Kind::Job]) }?.settings;
+        operation.check_keys(&settings.job)?;
         let make = |disk: &avhdx_disk| {
-            disk.check_io("merge", &merge_needs(&settings.merge))?;
-            disk.start_job(move |chain, progress| {
-                let top = settings.job.top;
-                let base = settings.job.base.unwrap_or(top.saturating_add(1));
-                ops::merge(chain, top, base, &settings.merge, progress).map(|_| ())
-            })
+            disk.check_io(operation.kind.name(), &(operation.needs)(&settings))?;
+            disk.start_job(move |chain, progress| (operation.run)(chain, &settings, progress))
         };
         // SAFETY: the caller's promise is that of `on_disk_alone`.
         let job = unsafe { on_disk_alone(disk, make) }?;

@@ -30,7 +30,9 @@ fn layout_and_constants_are_as_released() {
         avhdx_resolve_cb { r#fn, user, free }
         avhdx_issue_cb { r#fn, user, free }
         avhdx_parent_query { struct_size, entry_count, child, linkage, keys, values }
-        avhdx_issue { struct_size, severity, offset, rule, structure, found, wanted, message }
+        avhdx_issue {
+            struct_size, severity, offset, rule, structure, found, wanted, message, repaired, reserved,
+        }
         avhdx_io_ops {
             struct_size, flags, free, open, close, pread, pwrite, flush, get_size, set_size, zero, lock, create, rename,
             unlink, sync_dir, list,
@@ -57,10 +59,12 @@ fn layout_and_constants_are_as_released() {
         }
         avhdx_progress { struct_size, reserved, done, total }
         avhdx_pending { struct_size, stage, top, base }
+        avhdx_plan { struct_size, flags, bytes, growth, reclaimed, free, created, changed, removed, reserved }
         avhdx_tree_node {
             struct_size, role, r#type, flags, problems, parent, child_count, depth, virtual_size, file_size, actual_size,
             modified, virtual_disk_id, data_write_guid, parent_linkage,
         }
+        avhdx_repair { struct_size, changed, repaired, errors, warnings, notes }
     }
     constants! { text:
         AVHDX_LOG_ERROR AVHDX_LOG_WARN AVHDX_LOG_INFO AVHDX_LOG_DEBUG
@@ -74,6 +78,7 @@ fn layout_and_constants_are_as_released() {
         AVHDX_PROBLEM_STALE_PATH AVHDX_PROBLEM_DUPLICATE AVHDX_PROBLEM_BROKEN AVHDX_PROBLEM_LOOP
         AVHDX_META_DISK
         AVHDX_PENDING_NONE AVHDX_PENDING_MERGE AVHDX_PENDING_TIDYING
+        AVHDX_PLAN_FITS
         AVHDX_STATE_DATA AVHDX_STATE_ZERO AVHDX_STATE_HOLE AVHDX_STATE_UNMAPPED AVHDX_STATE_UNDEFINED
         AVHDX_SEVERITY_NOTE AVHDX_SEVERITY_WARNING AVHDX_SEVERITY_ERROR
         AVHDX_ERR_NOT_VHDX AVHDX_ERR_UNSUPPORTED AVHDX_ERR_CORRUPT AVHDX_ERR_CHECKSUM AVHDX_ERR_TRUNCATED

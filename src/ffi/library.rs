@@ -47,6 +47,7 @@ const FEATURES: &[&str] = &[
     "open-fd",
     "rebase",
     "reflink",
+    "repair",
     "reparent",
     "resize",
     "resolver",
@@ -64,7 +65,7 @@ pub extern "C" fn avhdx_version() -> *const c_char {
 /// 1 if the library in use has a feature, 0 if not: "create", "checkpoint", "merge", "merge.copy", "merge.reflink",
 /// "merge.consume", "reflink", "revert", "delete", "reparent", "rebase", "detach", "compact", "resize", "metadata",
 /// "convert", "migrate", "vhd" (VHD is read by avhdx_migrate and written by avhdx_convert), "diff", "compare",
-/// "digest", "tree", "check", "job", "io-ops", "open-fd", "resolver". A name nobody knows is 0.
+/// "digest", "tree", "check", "repair", "job", "io-ops", "open-fd", "resolver". A name nobody knows is 0.
 /// feature: not NULL. Any thread. Since 1.0.
 ///
 /// # Safety
@@ -79,7 +80,8 @@ pub unsafe extern "C" fn avhdx_has(feature: *const c_char) -> c_int {
 }
 
 /// The options of "open", "create", "checkpoint", "merge", "revert", "delete", "reparent", "rebase", "detach",
-/// "compact", "resize", "convert", "migrate", "tree", "check" or "job" as a JSON array of
+/// "compact", "resize", "convert", "migrate", "compare", "digest", "tree", "check",
+/// "repair" or "job" as a JSON array of
 /// {"name", "type", "default", "meaning", "since"} and, for type "choice", "choices". Free it with avhdx_free.
 /// NULL for another kind. kind: not NULL. Any thread. Since 1.0.
 ///

@@ -48,7 +48,7 @@ pub struct avhdx_check {
 // SAFETY: begins with a u32 and holds integers only.
 unsafe impl Output for avhdx_check {}
 
-/// One finding of avhdx_check. Strings are UTF-8 and live for the call of the callback. Since 1.0.
+/// One finding of avhdx_check or avhdx_repair. Strings are UTF-8 and live for the call of the callback. Since 1.0.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct avhdx_issue {
@@ -68,6 +68,10 @@ pub struct avhdx_issue {
     pub wanted: *const c_char,
     /// All of it in one line.
     pub message: *const c_char,
+    /// 1 when avhdx_repair mended it or, with "dry-run", can; else 0.
+    pub repaired: u32,
+    /// 0.
+    pub reserved: u32,
 }
 
 /// Receives findings as they are made. Since 1.0.
@@ -266,14 +270,14 @@ pub unsafe extern "C" fn avhdx_check(
     })
 }
 
-struct Issues {
+pub(super) struct Issues {
     call: unsafe extern "C" fn(*mut c_void, *const avhdx_issue),
     user: User,
 }
 
 /// # Safety
 /// `callback` is NULL or leads to a callback structure whose functions may be called with its pointer.
-unsafe fn take_issues(callback: *const avhdx_issue_cb) -> Result<Option<Issues>> {
+pub(super) unsafe fn take_issues(callback: *const avhdx_issue_cb) -> Result<Option<Issues>> {
     // SAFETY: NULL or a live structure, by this function's contract.
     let Some(callback) = (unsafe { callback.as_ref() }) else {
         return Ok(None);
@@ -287,7 +291,7 @@ unsafe fn take_issues(callback: *const avhdx_issue_cb) -> Result<Option<Issues>>
 }
 
 impl Issues {
-    fn report(&self, finding: &Finding) {
+    pub(super) fn report(&self, finding: &Finding) {
         let defect = &finding.defect;
         let [rule, structure, found, wanted, message] = [
             format!("{:?}", defect.rule),
@@ -310,6 +314,8 @@ impl Issues {
             found: found.as_ptr(),
             wanted: wanted.as_ptr(),
             message: message.as_ptr(),
+            repaired: u32::from(finding.repaired),
+            reserved: 0,
         };
         // SAFETY: the caller promised that fn may be called with user until free; what `issue` leads to lives until
         // after the call.

@@ -16,6 +16,9 @@ use crate::ops;
 use crate::options::Progress;
 use crate::schema::Kind;
 
+/// What deleting a layer needs of I/O callbacks.
+pub(super) const DELETE_NEEDS: &[Need] = &[Need::Write, Need::Unlink, Need::SyncDir, Need::List];
+
 /// Goes back to the disk as of layer (1 is the parent of the leaf): continues on a new differencing child of it at
 /// new_leaf, which must not exist. What was written since is left behind in the old leaf, a complete file that can be
 /// opened as a disk of its own; with "unlink" on it is removed, and the layers between, as far as no other disk depends
@@ -82,7 +85,7 @@ pub unsafe extern "C" fn avhdx_delete_layer(
         let options = &chosen.settings.delete;
         let mut report = |now: Progress| progress.as_ref().is_none_or(|callback| callback.report(now));
         let run = |disk: &avhdx_disk| {
-            disk.check_io("delete", &[Need::Write, Need::Unlink, Need::SyncDir, Need::List])?;
+            disk.check_io("delete", DELETE_NEEDS)?;
             ops::delete_layer(&disk.chain, layer as usize, options, &mut report)
         };
         // SAFETY: the caller's promise is that of `on_disk_alone`.

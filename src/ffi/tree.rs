@@ -7,17 +7,18 @@
 use std::ffi::{c_char, c_int, CString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::UNIX_EPOCH;
 
 use super::error::c_string;
 use super::guard::{argument, borrow, borrow_mut, guard, null, out_handle, path, Out, Output};
 use super::info::{AVHDX_INFO_DIRTY_LOG, AVHDX_INFO_HAS_PARENT};
-use super::io::Need;
+use super::io::{IoFileSystem, Need};
 use super::opts::{avhdx_opts, choose};
 use super::owned_string;
 use crate::error::{Error, ErrorKind, Result};
 use crate::guid::Guid;
-use crate::ops::tree::{ProblemKind, Role, Tree, TreeNode};
+use crate::ops::tree::{self, ProblemKind, Role, Tree, TreeNode};
 use crate::options::{DiskType, OpenOptions};
 use crate::schema::Kind;
 
@@ -45,7 +46,7 @@ pub const AVHDX_PROBLEM_MISSING_PARENT: u32 = 0x1;
 pub const AVHDX_PROBLEM_PARENT_MODIFIED: u32 = 0x2;
 /// Problem: a merge into the parent was cut short; avhdx_resume finishes it.
 pub const AVHDX_PROBLEM_INTERRUPTED_MERGE: u32 = 0x4;
-/// Problem: the paths recorded do not lead to the parent.
+/// Problem: the paths recorded do not lead to the parent; avhdx_tree_fix records others.
 pub const AVHDX_PROBLEM_STALE_PATH: u32 = 0x8;
 /// Problem: another file has the same identity.
 pub const AVHDX_PROBLEM_DUPLICATE: u32 = 0x10;
@@ -98,6 +99,7 @@ pub struct avhdx_tree {
     tree: Tree,
     names: Vec<CString>,
     open: OpenOptions,
+    io: Option<Arc<IoFileSystem>>,
 }
 
 impl avhdx_tree {
@@ -156,7 +158,8 @@ pub unsafe extern "C" fn avhdx_tree_scan(
         let tree = Tree::scan(&dirs, &open, &chosen.settings.tree)?;
         let name = |node: &TreeNode| c_string(node.filename.as_os_str().as_bytes());
         let names = tree.nodes.iter().map(name).collect();
-        *out = Box::into_raw(Box::new(avhdx_tree { tree, names, open }));
+        let io = chosen.io;
+        *out = Box::into_raw(Box::new(avhdx_tree { tree, names, open, io }));
         Ok(0)
     })
 }
@@ -332,6 +335,29 @@ pub unsafe extern "C" fn avhdx_tree_json(tree: *const avhdx_tree) -> *mut c_char
         let text = serde_json::to_string(&tree.tree)
             .map_err(|cause| Error::new(ErrorKind::Bug, "the tree cannot be put into JSON").with_source(cause))?;
         owned_string(&text)
+    })
+}
+
+/// Records anew, in the file of a node with AVHDX_PROBLEM_STALE_PATH, where its parent is: 1 when that is done and
+/// durable, 0 when its paths are good, or lead nowhere because it has no parent in the tree. Only the parent locator of
+/// the file changes, and no identity. Both files are looked at again first: one that changed since the scan is left
+/// alone (PARENT_ID_MISMATCH). The tree stays as it was; scan again to see. The options are those of the scan.
+///
+/// Errors: ARGUMENT when there is no such node; READ_ONLY (scanned with "read-only"), LOCKED, PARENT_ID_MISMATCH, NO_SPACE,
+/// IO, and those of avhdx_open. tree: not NULL. Any thread. Since 1.0.
+///
+/// # Safety
+/// `tree` is NULL or from `avhdx_tree_scan` and not freed before the call ends.
+#[no_mangle]
+pub unsafe extern "C" fn avhdx_tree_fix(tree: *const avhdx_tree, index: u32) -> c_int {
+    guard(|| {
+        // SAFETY: the caller's promise is that of `borrow`.
+        let tree = unsafe { borrow(tree, "tree") }?;
+        tree.node(index)?;
+        if let Some(io) = &tree.io {
+            io.callbacks().check("tree_fix", &[Need::Write])?;
+        }
+        tree::relink_node(&tree.tree, index as usize, &tree.open).map(c_int::from)
     })
 }
 

@@ -9,16 +9,17 @@
 //! Reading and writing go on in 1 and 2; writes wait for the few flushes of 3. Nothing reads differently, so
 //! DataWriteGuid stays and children of the file stay valid.
 
+use std::cell::Cell;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
+use super::pace::Pace;
 use crate::chain::{disk_type, Chain};
 use crate::error::{Error, ErrorKind, IoContext, PathContext, Result};
 use crate::format::bat::PayloadState;
 use crate::image::compact::is_zero;
 use crate::image::Image;
-use crate::options::{CompactMode, CompactOptions, DiskType, Progress, ProgressFn};
+use crate::options::{CompactMode, CompactOptions, DiskType, ProgressFn};
 use crate::units::{BlockIndex, MIB};
 
 /// Why a file is not shorter still.
@@ -78,12 +79,11 @@ pub fn compact(chain: &Chain, options: &CompactOptions, progress: ProgressFn<'_>
         .with_path(leaf.name())
         .with_hint("convert it to a dynamic disk, which leaves zeros out"));
     }
+    let hint = "run it again to go on; what was reclaimed stays reclaimed";
     let mut work = Work {
         chain,
-        rate: options.rate,
-        progress,
-        begun: Instant::now(),
-        now: Progress::default(),
+        pace: Pace::new("compacting", hint, options.rate, progress).of(leaf.name()),
+        read: Cell::new(0),
         report: CompactReport {
             filename: leaf.name().to_path_buf(),
             size_before: length(&leaf)?,
@@ -105,31 +105,16 @@ fn length(image: &Image) -> Result<u64> {
 
 struct Work<'a, 'p> {
     chain: &'a Chain,
-    rate: u64,
-    progress: ProgressFn<'p>,
-    begun: Instant,
-    now: Progress,
+    /// Kept to with no claim and no gate held.
+    pace: Pace<'p>,
+    /// Bytes read that the pace does not know of yet.
+    read: Cell<u64>,
     report: CompactReport,
 }
 
 impl Work<'_, '_> {
     fn leaf(&self) -> Arc<Image> {
         self.chain.current().leaf().clone()
-    }
-
-    /// Counts bytes dealt with; waits as long as the rate asks for. No claim and no gate is held.
-    fn step(&mut self, bytes: u64) -> Result<()> {
-        self.now.done += bytes;
-        self.now.total = self.now.total.max(self.now.done);
-        if !(self.progress)(self.now) {
-            return Err(Error::new(ErrorKind::Cancelled, "compacting was cancelled")
-                .with_hint("run it again to go on; what was reclaimed stays reclaimed"));
-        }
-        if self.rate > 0 {
-            let due = Duration::from_secs_f64(self.now.done as f64 / self.rate as f64);
-            std::thread::sleep(due.saturating_sub(self.begun.elapsed()));
-        }
-        Ok(())
     }
 
     /// The file is as memory is, with an empty log. The caller keeps writers out.
@@ -149,24 +134,26 @@ impl Work<'_, '_> {
         let block_size = leaf.geometry().block_size();
         let reading = mode != CompactMode::Quick;
         if reading {
-            self.now.total = usage.used;
+            self.pace.expect(usage.used);
         }
         leaf.for_each_block(|block| {
+            let present;
             {
                 let _writing = self.chain.gate().read();
                 self.report.trimmed_blocks += u64::from(leaf.drop_anchor(block)?);
-                if !reading || !leaf.payload(block).at(leaf.name())?.state.is_present() {
-                    return Ok(());
-                }
+                present = reading && leaf.payload(block).at(leaf.name())?.state.is_present();
                 // Looked at twice: writers to the block wait only if it is worth it.
-                if self.reads_zero(&leaf, block)? {
+                if present && self.reads_zero(&leaf, block)? {
                     let zero = leaf.release_zero_block(block, || self.reads_zero(&leaf, block))?;
                     self.report.zero_blocks += u64::from(zero);
-                } else if mode == CompactMode::Full {
+                } else if present && mode == CompactMode::Full {
                     leaf.complete_block(block)?;
                 }
             }
-            self.step(block_size)
+            match present {
+                true => self.pace.advance(block_size, self.read.take()),
+                false => self.pace.pass(block_size),
+            }
         })?;
         leaf.commit()
     }
@@ -194,6 +181,7 @@ impl Work<'_, '_> {
             let n = piece.min(len - at);
             let part = &mut buf[..n as usize];
             snapshot.read(part, start + at)?;
+            self.read.set(self.read.get() + n);
             if !is_zero(part) {
                 return Ok(false);
             }
@@ -247,7 +235,8 @@ impl Work<'_, '_> {
             Ok(())
         })?;
         high.sort_unstable();
-        self.now.total = self.now.done + high.len() as u64 * block_size;
+        let done = self.pace.now().done;
+        self.pace.expect(done + high.len() as u64 * block_size);
         let (mut moved, mut from) = (0, 0);
         for (_, block) in high.into_iter().rev() {
             let place = {
@@ -257,7 +246,7 @@ impl Work<'_, '_> {
             let Some(place) = place else { continue };
             moved += 1;
             from = place + block_size;
-            self.step(block_size)?;
+            self.pace.advance(block_size, block_size)?;
         }
         self.report.moved_blocks += moved;
         leaf.commit()?;

@@ -3,18 +3,17 @@
 
 use std::sync::Arc;
 
+use super::pace::Pace;
 use crate::chain::snapshot::{walk, Walk};
 use crate::chain::Chain;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::image::lookup::Source;
 use crate::image::Image;
-use crate::options::{Progress, ProgressFn};
+use crate::options::ProgressFn;
 use crate::units::MIB;
 
 /// Bytes compared at once.
 const PIECE: u64 = MIB;
-/// Bytes between two reports.
-const REPORT: u64 = 16 * MIB;
 
 /// How to compare.
 #[derive(Debug, Clone, Copy, Default)]
@@ -22,6 +21,8 @@ const REPORT: u64 = 16 * MIB;
 pub struct CompareOptions {
     /// Disks of different sizes differ, even if what the larger one has more is zeros.
     pub strict: bool,
+    /// Bytes read of each disk per second at most; 0 for no limit.
+    pub rate: u64,
 }
 
 /// Compares what two disks read as. `None` when they are equal, else the offset of the first byte that differs. Of two
@@ -42,8 +43,11 @@ pub fn compare(a: &Chain, b: &Chain, options: &CompareOptions, progress: Progres
     let sizes = sides.each_ref().map(|(_, snapshot)| snapshot.leaf().virtual_size());
     let total = sizes[0].max(sizes[1]);
     let common = sizes[0].min(sizes[1]);
+    let hint = "nothing was changed; run it again";
+    let mut pace = Pace::new("the comparison", hint, options.rate, progress).of(sides[0].1.leaf().name());
+    pace.expect(total);
     let mut buffers = [vec![0; PIECE as usize], vec![0; PIECE as usize]];
-    let (mut at, mut reported) = (0, 0);
+    let mut at = 0;
     while at < total {
         if at >= common && options.strict {
             return Ok(Some(common));
@@ -87,12 +91,7 @@ pub fn compare(a: &Chain, b: &Chain, options: &CompareOptions, progress: Progres
             }
         }
         at += len;
-        if at - reported >= REPORT || at == total {
-            reported = at;
-            if !progress(Progress { done: at, total }) {
-                return Err(Error::new(ErrorKind::Cancelled, "the comparison was cancelled"));
-            }
-        }
+        pace.advance(len, if same { 0 } else { len })?;
     }
     Ok(None)
 }

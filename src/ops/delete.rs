@@ -6,7 +6,8 @@ use std::sync::Arc;
 use super::layers::{self, check_sectors, claim_for_removal, open_writable, readable, remove};
 use super::merge::family::{Family, Relative};
 use super::merge::merge_held;
-use super::rebase::Filler;
+use super::pace::Pace;
+use super::rebase::{Filler, AGAIN};
 use crate::chain::locate::directory;
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
@@ -144,7 +145,8 @@ impl<'a> Fold<'a> {
         let children: Vec<&Arc<Image>> = self.others.iter().chain([&layers[layer - 1]]).collect();
         let images: Vec<&Image> = children.iter().map(|child| &***child).collect();
         let (old, new) = (&layers[layer..], &layers[layer + 1..]);
-        let mut filler = Filler::new(chain.options(), old, new, false, options.rate, "deletion", progress);
+        let pace = Pace::new("the deletion", AGAIN, options.rate, progress);
+        let mut filler = Filler::new(chain.options(), old, new, false, pace);
         filler.prepare(&images)?;
         let parent = (new[0].name().to_path_buf(), new[0].data_write_guid());
         for child in children {

@@ -1,16 +1,17 @@
 //! A checksum of what a disk reads as, the same as that of a raw copy. What reads as zeros is not read, only counted in.
 
+use super::pace::Pace;
 use crate::chain::snapshot::walk;
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::lookup::Source;
-use crate::options::{Progress, ProgressFn};
+use crate::options::ProgressFn;
 use crate::units::MIB;
 
 /// Bytes read at once.
 const PIECE: u64 = 4 * MIB;
-/// Bytes between two reports.
-const REPORT: u64 = 16 * MIB;
+/// Zeros counted in at once.
+const STRETCH: u64 = 64 * MIB;
 
 static ZEROS: [u8; 64 << 10] = [0; 64 << 10];
 
@@ -60,20 +61,42 @@ impl DigestAlgorithm {
     }
 }
 
+/// How to compute a digest.
+#[derive(Debug, Clone, Copy, Default)]
+#[non_exhaustive]
+pub struct DigestOptions {
+    /// Bytes read per second at most; 0 for no limit.
+    pub rate: u64,
+}
+
 /// The digest of the whole disk as of `layer` (0 = the disk itself).
 ///
 /// Waits for operations that change layers. To be that of one moment nobody may write to the leaf meanwhile; lower
 /// layers do not change.
-pub fn digest(chain: &Chain, layer: usize, algorithm: DigestAlgorithm, progress: ProgressFn<'_>) -> Result<Vec<u8>> {
+pub fn digest(
+    chain: &Chain,
+    layer: usize,
+    algorithm: DigestAlgorithm,
+    options: &DigestOptions,
+    progress: ProgressFn<'_>,
+) -> Result<Vec<u8>> {
     let _control = chain.control.lock();
+    let pace = Pace::new(
+        "the digest",
+        "nothing was changed; run it again",
+        options.rate,
+        progress,
+    );
+    let pace = pace.of(&chain.layer_path(layer)?);
     match algorithm {
-        DigestAlgorithm::Sha256 => run::<sha2::Sha256>(chain, layer, progress),
-        DigestAlgorithm::Sha512 => run::<sha2::Sha512>(chain, layer, progress),
+        DigestAlgorithm::Sha256 => run::<sha2::Sha256>(chain, layer, pace),
+        DigestAlgorithm::Sha512 => run::<sha2::Sha512>(chain, layer, pace),
     }
 }
 
-fn run<D: sha2::Digest>(chain: &Chain, layer: usize, progress: ProgressFn<'_>) -> Result<Vec<u8>> {
+fn run<D: sha2::Digest>(chain: &Chain, layer: usize, mut pace: Pace<'_>) -> Result<Vec<u8>> {
     let total = chain.layer(layer)?.virtual_size();
+    pace.expect(total);
     let snapshot = chain.current();
     let is_data = |at: u64, max: u64| {
         let found = walk(&snapshot.layers, layer, at, max)?;
@@ -81,7 +104,7 @@ fn run<D: sha2::Digest>(chain: &Chain, layer: usize, progress: ProgressFn<'_>) -
     };
     let mut hasher = D::new();
     let mut buf = vec![0; PIECE.min(total) as usize];
-    let (mut at, mut reported) = (0, 0);
+    let mut at = 0;
     while at < total {
         let (mut len, data) = is_data(at, total - at)?;
         if data {
@@ -97,7 +120,7 @@ fn run<D: sha2::Digest>(chain: &Chain, layer: usize, progress: ProgressFn<'_>) -
             chain.read_layer(layer, piece, at)?;
             hasher.update(&*piece);
         } else {
-            len = len.min(REPORT);
+            len = len.min(STRETCH);
             let mut left = len;
             while left > 0 {
                 let part = left.min(ZEROS.len() as u64);
@@ -106,11 +129,10 @@ fn run<D: sha2::Digest>(chain: &Chain, layer: usize, progress: ProgressFn<'_>) -
             }
         }
         at += len;
-        if at - reported >= REPORT || at == total {
-            reported = at;
-            if !progress(Progress { done: at, total }) {
-                return Err(Error::new(ErrorKind::Cancelled, "the digest was cancelled"));
-            }
+        pace.advance(len, if data { len } else { 0 })?;
+        if !data {
+            // Zeros are not read, but take their time.
+            pace.ask()?;
         }
     }
     Ok(hasher.finalize().to_vec())

@@ -4,12 +4,12 @@ use std::ffi::OsString;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use super::convert::copy::Pace;
 use super::convert::source::{Content, VhdLayer};
 use super::convert::target::Vhdx;
-use super::convert::{copy, new_image, write_file};
+use super::convert::{copy, new_image, pace, write_file};
 use super::create::{check_items, DIFFERENCING_BLOCK};
 use super::new_file::{exists, publish, NewFile};
+use super::pace::Pace;
 use crate::chain::locate::directory;
 use crate::chain::paths;
 use crate::error::{Error, ErrorKind, IoContext, PathContext, Result};
@@ -88,7 +88,7 @@ fn keep_chain(
     to: &Path,
     options: &ConvertOptions,
     open: &OpenOptions,
-    mut progress: ProgressFn<'_>,
+    progress: ProgressFn<'_>,
 ) -> Result<Vec<PathBuf>> {
     if options.to.is_some_and(|to| to != ImageFormat::Vhdx) {
         return Err(Error::new(ErrorKind::Argument, "only VHDX keeps the chain").with_hint("set to=vhdx"));
@@ -103,7 +103,7 @@ fn keep_chain(
     let fs = open.file_system.clone();
     let names = names(chain, to, &*fs)?;
     let total = chain.layers().iter().map(VhdFile::size).sum();
-    let mut pace = Pace::new(&mut progress, options.rate, total);
+    let mut pace = pace(total, options.rate, progress).of(to);
     let mut files = Vec::new();
     let mut parent: Option<(PathBuf, Guid)> = None;
     for (file, name) in chain.layers().iter().zip(&names).rev() {
@@ -191,7 +191,7 @@ fn locator(child: &Path, parent: &Path, linkage: Guid, open: &OpenOptions) -> Re
 }
 
 /// Copies what one file holds, and nothing of its parents.
-fn layer(file: &VhdFile, target: &Vhdx, pace: &mut Pace<'_, '_>) -> Result<()> {
+fn layer(file: &VhdFile, target: &Vhdx, pace: &mut Pace<'_>) -> Result<()> {
     let image = &target.image;
     let geometry = image.geometry();
     let mut buf = Vec::new();

@@ -4,9 +4,9 @@
 use std::path::Path;
 use std::sync::atomic::AtomicU64;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use super::layers::{self, check_sectors, readable, same_file};
+use super::pace::Pace;
 use crate::chain::snapshot::{walk, Walk};
 use crate::chain::{open, Chain};
 use crate::error::{Error, ErrorKind, IoContext, PathContext, Result};
@@ -15,14 +15,17 @@ use crate::image::fill::{Content, Fill};
 use crate::image::lookup::Source;
 use crate::image::payload::Payload;
 use crate::image::Image;
-use crate::options::{OpenOptions, Progress, ProgressFn, RebaseOptions};
+use crate::options::{OpenOptions, ProgressFn, RebaseOptions};
 use crate::storage::CopyMethod;
 use crate::units::{BlockIndex, MIB};
 
-/// Bytes between two looks at the clock and at the caller's wish to go on.
+/// Most bytes dealt with between two reports.
 const STEP: u64 = 32 * MIB;
 /// Bytes compared at once.
 const WINDOW: u64 = MIB;
+
+/// What to do after a cancellation.
+pub(super) const AGAIN: &str = "the disk reads as before and has the parent it had; run it again to finish";
 
 /// What a rebase or detach did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -61,7 +64,13 @@ pub fn rebase(
         let message = format!("the chain would have {} layers", new.len() + 1);
         return Err(Error::new(ErrorKind::ChainLoop, message).with_hint("merge layers, or raise max-depth"));
     }
-    let mut filler = Filler::new(open, &old[1..], &new, true, options.rate, "rebase", progress);
+    let mut filler = Filler::new(
+        open,
+        &old[1..],
+        &new,
+        true,
+        Pace::new("the rebase", AGAIN, options.rate, progress),
+    );
     filler.prepare(&[&leaf])?;
     filler.fill(&leaf)?;
     let bytes = filler.copied();
@@ -87,14 +96,20 @@ pub fn detach(chain: &Chain, options: &RebaseOptions, progress: ProgressFn<'_>) 
     let old = chain.current().layers.clone();
     let leaf = old[0].clone();
     needs_parent(&leaf, "it depends on no other file already")?;
-    let mut filler = Filler::new(chain.options(), &old[1..], &[], false, options.rate, "detach", progress);
+    let mut filler = Filler::new(
+        chain.options(),
+        &old[1..],
+        &[],
+        false,
+        Pace::new("the detach", AGAIN, options.rate, progress),
+    );
     filler.prepare(&[&leaf])?;
     filler.fill(&leaf)?;
     filler.complete(&leaf)?;
     leaf.commit()?;
     let _no_writes = chain.gate().write();
-    // Blocks that a writer began meanwhile. The caller is not called with writers waiting: it may be one.
-    filler.progress = None;
+    // Blocks that a writer began meanwhile. The caller is not asked with writers waiting: it may be one.
+    filler.pace.hurry();
     filler.complete(&leaf)?;
     // Readers that still look for bits are to look again.
     chain.refresh();
@@ -120,11 +135,7 @@ fn needs_parent(leaf: &Image, hint: &'static str) -> Result<()> {
 /// Fills images that sit on `old` with what they would lack on `new`; no layers read as zeros.
 pub(super) struct Filler<'a> {
     difference: Difference<'a>,
-    progress: Option<ProgressFn<'a>>,
-    state: Progress,
-    what: &'static str,
-    rate: u64,
-    started: Instant,
+    pace: Pace<'a>,
 }
 
 impl<'a> Filler<'a> {
@@ -133,9 +144,7 @@ impl<'a> Filler<'a> {
         old: &'a [Arc<Image>],
         new: &'a [Arc<Image>],
         compare: bool,
-        rate: u64,
-        what: &'static str,
-        progress: ProgressFn<'a>,
+        pace: Pace<'a>,
     ) -> Self {
         Filler {
             difference: Difference {
@@ -150,11 +159,7 @@ impl<'a> Filler<'a> {
                 window: None,
                 buffers: (Vec::new(), Vec::new()),
             },
-            progress: Some(progress),
-            state: Progress::default(),
-            what,
-            rate,
-            started: Instant::now(),
+            pace,
         }
     }
 
@@ -162,11 +167,11 @@ impl<'a> Filler<'a> {
     pub(super) fn prepare(&mut self, images: &[&Image]) -> Result<()> {
         for image in images {
             let bytes = self.bytes_for(image)?;
-            self.state.total += bytes;
+            self.pace.expect(self.pace.now().total + bytes);
             let available = image.storage().available_space().unwrap_or(None);
             // How much of what is compared must be copied is not known.
             if let Some(available) = available.filter(|&a| a < bytes && !self.difference.compare) {
-                let message = format!("the {} may need {bytes} bytes and {available} are free", self.what);
+                let message = format!("{} may need {bytes} bytes and {available} are free", self.pace.what());
                 return Err(Error::new(ErrorKind::NoSpace, message)
                     .with_path(image.name())
                     .with_hint("make room on the file system of this file"));
@@ -175,10 +180,12 @@ impl<'a> Filler<'a> {
         Ok(())
     }
 
-    fn bytes_for(&self, image: &Image) -> Result<u64> {
+    fn bytes_for(&mut self, image: &Image) -> Result<u64> {
+        self.pace.turn_to(image.name());
         let (mut at, mut bytes) = (0, 0);
         while at < image.virtual_size() {
             let found = image.lookup(at, image.virtual_size() - at).at(image.name())?;
+            self.pace.pass(found.len)?;
             let end = at + found.len;
             if found.source != Source::Transparent {
                 at = end;
@@ -196,10 +203,12 @@ impl<'a> Filler<'a> {
 
     /// One pass over the image. It may be written meanwhile: what was filled does not become transparent again.
     pub(super) fn fill(&mut self, image: &Image) -> Result<()> {
+        self.pace.turn_to(image.name());
         self.difference.zeros = false;
         for block in (0..image.geometry().block_count()).map(BlockIndex) {
-            if image.may_be_transparent(block)? {
-                self.fill_block(image, block)?;
+            match image.may_be_transparent(block)? {
+                true => self.fill_block(image, block)?,
+                false => self.pace.pass(image.geometry().block_len(block))?,
             }
         }
         Ok(())
@@ -225,30 +234,12 @@ impl<'a> Filler<'a> {
             let len = (end - at).min(STEP);
             image.fill(at, len, &mut self.difference)?;
             at += len;
-            self.report()?;
-        }
-        Ok(())
-    }
-
-    fn report(&mut self) -> Result<()> {
-        self.state.done = self.difference.handled;
-        self.state.total = self.state.total.max(self.state.done);
-        let Some(progress) = &mut self.progress else {
-            return Ok(());
-        };
-        if self.rate != 0 {
-            let due = Duration::from_secs_f64(self.state.done as f64 / self.rate as f64);
-            if let Some(early) = due.checked_sub(self.started.elapsed()) {
-                std::thread::sleep(early);
+            match std::mem::take(&mut self.difference.handled) {
+                0 => self.pace.pass(len)?,
+                handled => self.pace.advance(handled, handled)?,
             }
         }
-        match progress(self.state) {
-            true => Ok(()),
-            false => Err(
-                Error::new(ErrorKind::Cancelled, format!("the {} was cancelled", self.what))
-                    .with_hint("the disk reads as before and has the parent it had; run it again to finish"),
-            ),
-        }
+        Ok(())
     }
 
     pub(super) fn copied(&self) -> u64 {
@@ -275,6 +266,7 @@ struct Difference<'a> {
     compare: bool,
     /// Also put zeros where neither holds anything.
     zeros: bool,
+    /// Bytes compared or copied that the pace does not know of yet.
     handled: u64,
     copied: u64,
     reflinked: AtomicU64,

@@ -101,11 +101,7 @@ impl Rehearsal {
     fn key(&self, path: &Path) -> PathBuf {
         let absolute = self.below.absolute(path).or_else(|_| {
             // Of a file that does not exist below, its directory does.
-            let dir = path
-                .parent()
-                .filter(|dir| !dir.as_os_str().is_empty())
-                .unwrap_or(Path::new("."));
-            let dir = self.below.absolute(dir)?;
+            let dir = self.below.absolute(directory(path))?;
             Ok::<_, io::Error>(dir.join(path.file_name().unwrap_or_default()))
         });
         absolute.unwrap_or_else(|_| path.to_path_buf())
@@ -132,6 +128,11 @@ impl Rehearsal {
         };
         Ok(self.handle(file))
     }
+}
+
+fn directory(path: &Path) -> &Path {
+    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
+    dir.unwrap_or(Path::new("."))
 }
 
 impl Rehearsed {
@@ -166,6 +167,8 @@ impl FileSystem for Rehearsal {
         if there {
             return Err(io::Error::from_raw_os_error(libc::EEXIST));
         }
+        // A directory that is not there is told now.
+        self.below.absolute(directory(path))?;
         let file = Arc::new(Rehearsed::new(None)?);
         self.files.lock().insert(key, Some(file.clone()));
         Ok(self.handle(file))

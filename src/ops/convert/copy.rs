@@ -1,13 +1,12 @@
 //! Moving the content. Holes are never read; zeros are never written.
 
 use std::ops::Range;
-use std::time::{Duration, Instant};
 
 use super::source::{Content, Run};
 use super::target::{Target, Vhdx};
-use crate::error::{Error, ErrorKind, PathContext, Result};
+use crate::error::{PathContext, Result};
 use crate::image::payload::Payload;
-use crate::options::{Progress, ProgressFn};
+use crate::ops::pace::Pace;
 use crate::units::{align_down, align_up, MIB};
 
 /// Bytes read at once, aligned for the page cache.
@@ -16,58 +15,9 @@ const PIECE: u64 = 4 * MIB;
 const GRAIN: u64 = 64 << 10;
 /// Ranges read are multiples of this, the larger of the two sector sizes.
 const ALIGNMENT: u64 = 4096;
-/// Bytes of holes after which progress is reported.
-const STEP: u64 = 1 << 30;
-
-/// Reports progress, keeps to the rate, stops when asked to.
-pub(crate) struct Pace<'a, 'p> {
-    progress: &'a mut ProgressFn<'p>,
-    rate: u64,
-    started: Instant,
-    copied: u64,
-    done: u64,
-    total: u64,
-    reported: u64,
-}
-
-impl<'a, 'p> Pace<'a, 'p> {
-    pub(crate) fn new(progress: &'a mut ProgressFn<'p>, rate: u64, total: u64) -> Self {
-        Pace {
-            progress,
-            rate,
-            started: Instant::now(),
-            copied: 0,
-            done: 0,
-            total,
-            reported: 0,
-        }
-    }
-
-    /// `len` bytes of the disk are dealt with, `copied` of them read.
-    pub(crate) fn advance(&mut self, len: u64, copied: u64) -> Result<()> {
-        self.done += len;
-        self.copied += copied;
-        if copied == 0 && self.done < self.total && self.done - self.reported < STEP {
-            return Ok(());
-        }
-        self.reported = self.done;
-        let (done, total) = (self.done, self.total);
-        if !(self.progress)(Progress { done, total }) {
-            return Err(Error::new(ErrorKind::Cancelled, "the conversion was cancelled")
-                .with_hint("nothing is left of it; run it again"));
-        }
-        if self.rate > 0 {
-            let due = Duration::from_secs_f64(self.copied as f64 / self.rate as f64);
-            if let Some(early) = due.checked_sub(self.started.elapsed()) {
-                std::thread::sleep(early);
-            }
-        }
-        Ok(())
-    }
-}
 
 /// Copies all that is not zero.
-pub(crate) fn flat(source: &dyn Content, target: &mut dyn Target, pace: &mut Pace<'_, '_>) -> Result<()> {
+pub(crate) fn flat(source: &dyn Content, target: &mut dyn Target, pace: &mut Pace<'_>) -> Result<()> {
     let size = source.size()?;
     let mut buf = vec![0; PIECE as usize];
     let mut at = 0;
@@ -138,7 +88,7 @@ pub(crate) fn difference(
     source: &dyn Content,
     parent: &dyn Content,
     target: &mut Vhdx,
-    pace: &mut Pace<'_, '_>,
+    pace: &mut Pace<'_>,
 ) -> Result<()> {
     let geometry = *target.image.geometry();
     let (sector, block) = (geometry.sector_size(), geometry.block_size());

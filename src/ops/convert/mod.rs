@@ -16,6 +16,7 @@ use std::path::Path;
 
 use super::create::{check_items, child_of, DIFFERENCING_BLOCK, DYNAMIC_BLOCK};
 use super::new_file::new_file;
+use super::pace::Pace;
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, IoContext, PathContext, Result};
 use crate::format::metadata::{DiskItems, FileParameters};
@@ -24,7 +25,6 @@ use crate::options::{ConvertOptions, DiskType, ImageFormat, OpenOptions, Progres
 use crate::units::MIB;
 use crate::vhd::write::VhdWriter;
 
-use copy::Pace;
 use source::{Content, Layer};
 use target::{Raw, Stream, Vhdx};
 
@@ -68,13 +68,21 @@ pub fn convert_to_stream(
     stream(&Layer { chain, layer }, out, options.rate, progress)
 }
 
-fn stream(source: &dyn Content, out: &mut dyn Write, rate: u64, mut progress: ProgressFn<'_>) -> Result<u64> {
+fn stream(source: &dyn Content, out: &mut dyn Write, rate: u64, progress: ProgressFn<'_>) -> Result<u64> {
     let size = source.size()?;
+    let mut pace = pace(size, rate, progress);
     let mut target = Stream::new(out);
-    copy::flat(source, &mut target, &mut Pace::new(&mut progress, rate, size))?;
+    copy::flat(source, &mut target, &mut pace)?;
     target.fill(size)?;
     target.flush()?;
     Ok(size)
+}
+
+/// The pace of writing `size` bytes of disk.
+pub(super) fn pace(size: u64, rate: u64, progress: ProgressFn<'_>) -> Pace<'_> {
+    let mut pace = Pace::new("the conversion", "nothing is left of it; run it again", rate, progress);
+    pace.expect(size);
+    pace
 }
 
 fn argument(message: impl Into<String>, hint: &'static str) -> Error {
@@ -96,7 +104,7 @@ pub(super) fn write_file(
     out: &Path,
     options: &ConvertOptions,
     open: &OpenOptions,
-    mut progress: ProgressFn<'_>,
+    progress: ProgressFn<'_>,
 ) -> Result<ConvertReport> {
     let size = source.size()?;
     let format = match (options.to, &options.parent) {
@@ -105,7 +113,7 @@ pub(super) fn write_file(
     };
     check(source, format, options)?;
     let fs = open.file_system.clone();
-    let mut pace = Pace::new(&mut progress, options.rate, size);
+    let mut pace = pace(size, options.rate, progress).of(out);
     // Asked for before the file has its name: after that nothing may fail.
     let mut file_size = 0;
     match (format, &options.parent) {

@@ -2,7 +2,6 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use crate::chain::snapshot::walk;
 use crate::chain::{Chain, Watch};
@@ -10,11 +9,12 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::image::lookup::Source;
 use crate::image::payload::Payload;
 use crate::image::Image;
-use crate::options::{MergeMode, MergeOptions, Progress, ProgressFn};
+use crate::ops::pace::Pace;
+use crate::options::{MergeMode, MergeOptions, ProgressFn};
 use crate::storage::{CopyMethod, Storage};
 use crate::units::{align_down, BlockIndex, MIB};
 
-/// Bytes between two looks at the clock and at the caller's wish to go on.
+/// Most bytes copied at once.
 const STEP: u64 = 4 * MIB;
 /// Bytes copied before the merged layers' blocks are released, in consume mode.
 const BATCH: u64 = 64 * MIB;
@@ -29,15 +29,20 @@ pub(super) struct Copier<'a> {
     pub(super) target: Arc<Image>,
     pub(super) mode: MergeMode,
     pub(super) watch: Option<Arc<Watch>>,
-    pub(super) progress: Progress,
     pub(super) reflinked: AtomicU64,
     pub(super) copied: u64,
-    started: Instant,
-    rate: u64,
+    pace: Pace<'a>,
 }
 
 impl<'a> Copier<'a> {
-    pub(super) fn new(chain: &'a Chain, top: usize, base: usize, options: &MergeOptions) -> Result<Self> {
+    pub(super) fn new(
+        chain: &'a Chain,
+        top: usize,
+        base: usize,
+        options: &MergeOptions,
+        progress: ProgressFn<'a>,
+    ) -> Result<Self> {
+        let hint = "the chain reads as before; run the merge again to finish it";
         let layers = &chain.current().layers;
         let mut copier = Copier {
             chain,
@@ -47,13 +52,12 @@ impl<'a> Copier<'a> {
             target: layers[base].clone(),
             mode: options.mode,
             watch: None,
-            progress: Progress::default(),
             reflinked: AtomicU64::new(0),
             copied: 0,
-            started: Instant::now(),
-            rate: options.rate,
+            pace: Pace::new("the merge", hint, options.rate, progress).of(layers[base].name()),
         };
-        copier.progress.total = copier.bytes_held()?;
+        let held = copier.bytes_held()?;
+        copier.pace.expect(held);
         Ok(copier)
     }
 
@@ -62,7 +66,7 @@ impl<'a> Copier<'a> {
     }
 
     /// Bytes the merged layers hold as data, each sector counted once.
-    fn bytes_held(&self) -> Result<u64> {
+    fn bytes_held(&mut self) -> Result<u64> {
         let (mut at, mut bytes) = (0, 0);
         while at < self.size() {
             let found = walk(&self.merged, 0, at, self.size() - at)?;
@@ -70,13 +74,14 @@ impl<'a> Copier<'a> {
                 bytes += found.len;
             }
             at += found.len;
+            self.pace.pass(found.len)?;
         }
         Ok(bytes)
     }
 
     /// Chooses the mode and refuses before the first byte when there is no room.
     pub(super) fn settle_mode(&mut self) -> Result<()> {
-        let needed = self.progress.total;
+        let needed = self.pace.now().total;
         let available = self.target.storage().available_space().unwrap_or(None);
         let too_little = available.is_some_and(|available| available < needed);
         match self.mode {
@@ -98,12 +103,12 @@ impl<'a> Copier<'a> {
     }
 
     /// Copies everything, and again what a live leaf was written meanwhile until little of it is left.
-    pub(super) fn run(&mut self, progress: &mut dyn FnMut(Progress) -> bool) -> Result<()> {
+    pub(super) fn run(&mut self) -> Result<()> {
         let mut at = 0;
         let mut batch_start = 0;
         let mut batch_bytes = self.copied;
         while at < self.size() {
-            at += self.copy_step(at, self.size(), progress)?;
+            at += self.copy_step(at, self.size())?;
             if self.mode == MergeMode::Consume && (self.copied - batch_bytes >= BATCH || at == self.size()) {
                 self.release(batch_start, at)?;
                 // A block cut by the end of the batch is released with the next one.
@@ -118,13 +123,20 @@ impl<'a> Copier<'a> {
         }
         // Each pass takes what was written during the one before; a last one is made with writers standing still.
         for _ in 0..4 {
-            self.copy_written(progress)?;
+            self.copy_written()?;
         }
         Ok(())
     }
 
+    /// The last pass, with writers standing still.
+    pub(super) fn finish(&mut self) -> Result<()> {
+        // The caller is not asked with writers waiting: it may be one.
+        self.pace.hurry();
+        self.copy_written()
+    }
+
     /// Copies the blocks of the live leaf written since they were copied.
-    pub(super) fn copy_written(&mut self, progress: ProgressFn<'_>) -> Result<()> {
+    fn copy_written(&mut self) -> Result<()> {
         let Some(watch) = self.watch.clone() else { return Ok(()) };
         let mut block = 0;
         while let Some(marked) = watch.next(block) {
@@ -135,7 +147,7 @@ impl<'a> Copier<'a> {
             let end = start + geometry.block_len(BlockIndex(marked));
             let mut at = start;
             while at < end {
-                at += self.copy_step(at, end, progress)?;
+                at += self.copy_step(at, end)?;
             }
             block = marked + 1;
         }
@@ -143,17 +155,13 @@ impl<'a> Copier<'a> {
     }
 
     /// Copies the first run of `[at, end)`; returns its length.
-    fn copy_step(&mut self, at: u64, end: u64, progress: &mut dyn FnMut(Progress) -> bool) -> Result<u64> {
+    fn copy_step(&mut self, at: u64, end: u64) -> Result<u64> {
         let found = walk(&self.merged, 0, at, end - at)?;
-        match found.source {
-            Source::Transparent => return Ok(found.len),
-            Source::Zero(_) => {
-                self.target.zero(at, found.len, true)?;
-                return Ok(found.len);
-            }
-            Source::Data { .. } => {}
-        }
         let Source::Data { file_offset } = found.source else {
+            if matches!(found.source, Source::Zero(_)) {
+                self.target.zero(at, found.len, true)?;
+            }
+            self.pace.pass(found.len)?;
             return Ok(found.len);
         };
         let len = found.len.min(STEP);
@@ -174,25 +182,8 @@ impl<'a> Copier<'a> {
         };
         self.target.write(at, payload)?;
         self.copied += len;
-        self.progress.done += len;
-        self.progress.total = self.progress.total.max(self.progress.done);
-        self.pace();
-        match progress(self.progress) {
-            true => Ok(len),
-            false => Err(Error::new(ErrorKind::Cancelled, "the merge was cancelled")
-                .with_hint("the chain reads as before; run the merge again to finish it")),
-        }
-    }
-
-    /// Sleeps as long as the rate asks for.
-    fn pace(&self) {
-        if self.rate == 0 {
-            return;
-        }
-        let due = Duration::from_secs_f64(self.copied as f64 / self.rate as f64);
-        if let Some(early) = due.checked_sub(self.started.elapsed()) {
-            std::thread::sleep(early);
-        }
+        self.pace.advance(len, len)?;
+        Ok(len)
     }
 
     /// Releases the merged layers' blocks wholly inside the range, whose content the target now holds.

@@ -238,18 +238,17 @@ impl<'a> Merge<'a> {
             self.finish(options, &mut report)?;
             return Ok(report);
         }
-        let mut copier = Copier::new(self.chain, self.top, self.base, options)?;
+        let mut copier = Copier::new(self.chain, self.top, self.base, options, progress)?;
         copier.settle_mode()?;
         self.announce(!options.unlink)?;
         self.grow()?;
         copier.target = self.target.clone();
         copier.merged = self.chain.current().layers[self.top..self.base].to_vec();
         copier.watch = (self.top == 0).then(|| self.chain.start_watch());
-        copier.run(&mut *progress)?;
+        copier.run()?;
         // From here on nobody writes to a leaf that is being merged away.
         let _no_writes = (self.top == 0).then(|| self.chain.gate().write());
-        // The caller is not called with writers waiting: it may be one.
-        copier.copy_written(&mut |_| true)?;
+        copier.finish()?;
         if options.verify {
             copier.verify()?;
         }

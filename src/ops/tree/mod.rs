@@ -23,7 +23,7 @@ use crate::guid::Guid;
 use crate::options::{DiskType, OpenOptions};
 use crate::storage::FileId;
 
-pub use relink::{relink, Relinked};
+pub use relink::{relink, relink_node, Relinked};
 
 /// How to scan.
 #[derive(Debug, Clone)]

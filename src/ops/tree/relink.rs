@@ -23,19 +23,34 @@ pub struct Relinked {
 /// DataWriteGuids and the linkage stay. Both files are looked at again first; one that changed since the scan, or is in
 /// use, is left alone and said so, and the others go on.
 pub fn relink(tree: &Tree, options: &OpenOptions) -> Vec<Relinked> {
-    let stale = |&i: &usize| tree.nodes[i].has(ProblemKind::StalePath);
+    let outcome = |node| match relink_node(tree, node, options) {
+        Ok(false) => None,
+        Ok(true) => Some(Ok(())),
+        Err(error) => Some(Err(error)),
+    };
     (0..tree.nodes.len())
-        .filter(stale)
-        .filter_map(|i| {
-            let child = &tree.nodes[i];
-            let parent = &tree.nodes[child.parent?];
-            let result = refresh(child, parent, options).at(&child.filename);
-            Some(Relinked { node: i, result })
-        })
+        .filter_map(|node| outcome(node).map(|result| Relinked { node, result }))
         .collect()
 }
 
+/// [`relink`] for one node: whether its paths were stale.
+pub fn relink_node(tree: &Tree, node: usize, options: &OpenOptions) -> Result<bool> {
+    let child = tree
+        .nodes
+        .get(node)
+        .ok_or_else(|| Error::new(ErrorKind::Argument, format!("the tree has no node {node}")))?;
+    let parent = child.parent.filter(|_| child.has(ProblemKind::StalePath));
+    let Some(parent) = parent.and_then(|parent| tree.nodes.get(parent)) else {
+        return Ok(false);
+    };
+    refresh(child, parent, options).at(&child.filename)?;
+    Ok(true)
+}
+
 fn refresh(child: &TreeNode, parent: &TreeNode, options: &OpenOptions) -> Result<()> {
+    if options.read_only {
+        return Err(Error::new(ErrorKind::ReadOnly, "open for reading only").with_hint("leave read-only out"));
+    }
     // The parent must not change while its identity is relied on.
     let parent_storage = open::storage(&parent.absolute, Access::Read, options)?;
     open::lock(&*parent_storage, LockMode::Read, options).at(&parent.filename)?;
