@@ -12,6 +12,7 @@ use std::sync::Arc;
 
 use super::error::c_string;
 use super::guard::null;
+use super::ops::{avhdx_issue, avhdx_issue_cb};
 use crate::error::Result;
 use crate::options::{ParentQuery, Progress, Resolver};
 use crate::trace;
@@ -134,12 +135,17 @@ macro_rules! take {
 }
 
 type ProgressFn = unsafe extern "C" fn(*mut c_void, u64, u64) -> c_int;
+pub(super) type IssueFn = unsafe extern "C" fn(*mut c_void, *const avhdx_issue);
 type LogFn = unsafe extern "C" fn(*mut c_void, u32, *const c_char);
 type ResolveFn = unsafe extern "C" fn(*mut c_void, *const avhdx_parent_query, *mut c_char, usize) -> c_int;
 
 take!(
-    /// Takes over a progress callback.
-    take_progress, avhdx_progress_cb, ProgressFn
+    /// Takes over a progress callback as it is.
+    take_reporter, avhdx_progress_cb, ProgressFn
+);
+take!(
+    /// Takes over a callback for findings.
+    take_issues, avhdx_issue_cb, IssueFn
 );
 take!(
     /// Takes over a log callback.
@@ -150,9 +156,19 @@ take!(
     take_resolver, avhdx_resolve_cb, ResolveFn
 );
 
+/// Takes over a progress callback, as operations call it: false cancels. NULL goes on.
+///
+/// # Safety
+/// `callback` is NULL or leads to a callback structure whose functions may be called with its pointer.
+pub(super) unsafe fn take_progress(callback: *const avhdx_progress_cb) -> Result<impl FnMut(Progress) -> bool> {
+    // SAFETY: this function's contract is that of `take_reporter`.
+    let taken = unsafe { take_reporter(callback) }?;
+    Ok(move |now| taken.as_ref().is_none_or(|taken| taken.report(now)))
+}
+
 impl Taken<ProgressFn> {
     /// Reports; false cancels.
-    pub(super) fn report(&self, progress: Progress) -> bool {
+    fn report(&self, progress: Progress) -> bool {
         // SAFETY: the caller promised that fn may be called with user until free.
         unsafe { (self.call)(self.user.pointer, progress.done, progress.total) == 0 }
     }

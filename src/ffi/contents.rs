@@ -13,7 +13,6 @@ use super::guard::{argument, borrow_mut, check_flags, guard, null, text};
 use super::opts::{avhdx_opts, choose};
 use crate::error::{Error, ErrorKind};
 use crate::ops::{self, CompareOptions, DigestAlgorithm};
-use crate::options::Progress;
 use crate::schema::Kind;
 
 /// avhdx_diff: read both points and tell only sectors whose bytes differ.
@@ -107,7 +106,7 @@ pub unsafe extern "C" fn avhdx_compare(
 ) -> c_int {
     guard(|| {
         // SAFETY: the caller's promise is that of `take_progress`.
-        let progress = unsafe { take_progress(progress) }?;
+        let mut report = unsafe { take_progress(progress) }?;
         if a.is_null() || b.is_null() {
             return Err(null(if a.is_null() { "a" } else { "b" }));
         }
@@ -118,7 +117,6 @@ pub unsafe extern "C" fn avhdx_compare(
             strict: flags & AVHDX_STRICT != 0,
             ..chosen.settings.compare
         };
-        let mut report = |now: Progress| progress.as_ref().is_none_or(|callback| callback.report(now));
         let mut compare = |a: &avhdx_disk, b: &avhdx_disk| ops::compare(&a.chain, &b.chain, &options, &mut report);
         let difference: Option<u64> = match std::ptr::eq(a, b) {
             // SAFETY: the caller's promise is that of `on_disk_alone`.
@@ -156,7 +154,7 @@ pub unsafe extern "C" fn avhdx_digest(
 ) -> c_int {
     guard(|| {
         // SAFETY: the caller's promise is that of `take_progress`.
-        let progress = unsafe { take_progress(progress) }?;
+        let mut report = unsafe { take_progress(progress) }?;
         // SAFETY: the caller's promise is that of `text`.
         let algorithm = DigestAlgorithm::from_name(unsafe { text(algo, "algo") }?)?;
         if out.is_null() {
@@ -171,7 +169,6 @@ pub unsafe extern "C" fn avhdx_digest(
         // SAFETY: the caller's promise is that of `choose`.
         let chosen = unsafe { choose(opts, &[Kind::Digest]) }?;
         let options = &chosen.settings.digest;
-        let mut report = |now: Progress| progress.as_ref().is_none_or(|callback| callback.report(now));
         let digest = |disk: &avhdx_disk| ops::digest(&disk.chain, layer as usize, algorithm, options, &mut report);
         // SAFETY: the caller's promise is that of `on_disk_alone`.
         let bytes: Vec<u8> = unsafe { on_disk_alone(disk, digest) }?;

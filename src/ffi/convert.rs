@@ -12,7 +12,6 @@ use super::guard::{guard, path};
 use super::io::Need;
 use super::opts::{avhdx_opts, choose};
 use crate::ops;
-use crate::options::Progress;
 use crate::schema::Kind;
 
 /// What writing new files needs of I/O callbacks.
@@ -39,12 +38,11 @@ pub unsafe extern "C" fn avhdx_convert(
 ) -> c_int {
     guard(|| {
         // SAFETY: the caller's promise is that of `take_progress`.
-        let progress = unsafe { take_progress(progress) }?;
+        let mut report = unsafe { take_progress(progress) }?;
         // SAFETY: the caller's promise is that of `path`.
         let dst = unsafe { path(dst, "dst") }?;
         // SAFETY: the caller's promise is that of `choose`.
         let chosen = unsafe { choose(opts, &[Kind::Convert]) }?;
-        let mut report = |now: Progress| progress.as_ref().is_none_or(|callback| callback.report(now));
         let run = |disk: &avhdx_disk| {
             disk.check_io("convert", NEEDS)?;
             ops::convert(&disk.chain, &dst, &chosen.settings.convert, &mut report)
@@ -77,17 +75,14 @@ pub unsafe extern "C" fn avhdx_migrate(
 ) -> c_int {
     guard(|| {
         // SAFETY: the caller's promise is that of `take_progress`.
-        let progress = unsafe { take_progress(progress) }?;
+        let mut report = unsafe { take_progress(progress) }?;
         // SAFETY: the caller's promise is that of `path`.
         let src = unsafe { path(src, "src") }?;
         // SAFETY: the caller's promise is that of `path`.
         let dst = unsafe { path(dst, "dst") }?;
         // SAFETY: the caller's promise is that of `choose`.
         let chosen = unsafe { choose(opts, &[Kind::Migrate, Kind::Convert, Kind::Open]) }?;
-        if let Some(io) = &chosen.io {
-            io.callbacks().check("migrate", NEEDS)?;
-        }
-        let mut report = |now: Progress| progress.as_ref().is_none_or(|callback| callback.report(now));
+        chosen.check_io("migrate", NEEDS)?;
         let settings = &chosen.settings;
         ops::migrate(&src, &dst, &settings.migrate, &settings.open, &mut report)?;
         Ok(0)

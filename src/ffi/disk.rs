@@ -12,7 +12,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::guard::{argument, borrow, catch, guard, null, out_handle, path};
-use super::io::{IoFileSystem, Need};
+use super::io::{check_io, IoFileSystem, Need};
 use super::opts::{avhdx_opts, choose};
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
@@ -37,10 +37,7 @@ pub struct avhdx_disk {
 impl avhdx_disk {
     /// Refuses an operation that the disk's I/O callbacks cannot do.
     pub(super) fn check_io(&self, operation: &str, needs: &[Need]) -> Result<()> {
-        match &self.io {
-            Some(io) => io.callbacks().check(operation, needs),
-            None => Ok(()),
-        }
+        check_io(self.io.as_deref(), operation, needs)
     }
 
     /// Makes a job of an operation. It does not keep the disk from being closed, which ends it.

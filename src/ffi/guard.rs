@@ -174,6 +174,18 @@ pub(super) unsafe fn path(text: *const c_char, name: &str) -> Result<PathBuf> {
     }
 }
 
+/// [`path`], where NULL is none.
+///
+/// # Safety
+/// As for [`path`].
+pub(super) unsafe fn optional_path(text: *const c_char, name: &str) -> Result<Option<PathBuf>> {
+    match text.is_null() {
+        true => Ok(None),
+        // SAFETY: this function's contract is that of `path`.
+        false => unsafe { path(text, name) }.map(Some),
+    }
+}
+
 /// The bytes of a C string, without its NUL.
 ///
 /// # Safety

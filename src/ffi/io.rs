@@ -156,6 +156,11 @@ pub(super) enum Need {
     Write,
 }
 
+/// Refuses an operation that these I/O callbacks cannot do; the host's files can do all.
+pub(super) fn check_io(io: Option<&IoFileSystem>, operation: &str, needs: &[Need]) -> Result<()> {
+    io.map_or(Ok(()), |io| io.callbacks().check(operation, needs))
+}
+
 /// Takes over the caller's table.
 ///
 /// # Safety

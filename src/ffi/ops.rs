@@ -6,15 +6,14 @@
 
 use std::ffi::{c_char, c_int, c_void};
 
-use super::callback::{avhdx_progress_cb, take_progress, User};
+use super::callback::{avhdx_progress_cb, take_issues, take_progress, IssueFn, Taken};
 use super::disk::{avhdx_disk, on_disk_alone};
 use super::error::c_string;
-use super::guard::{guard, null, path, Out, Output};
+use super::guard::{guard, optional_path, path, Out, Output};
 use super::io::Need;
 use super::opts::{avhdx_opts, choose};
-use crate::error::Result;
 use crate::ops::{self, Finding, Severity};
-use crate::options::{MergeOptions, Progress};
+use crate::options::MergeOptions;
 use crate::schema::Kind;
 
 /// Severity: legal and worth knowing.
@@ -103,10 +102,7 @@ pub unsafe extern "C" fn avhdx_create(path: *const c_char, opts: *const avhdx_op
         let path = unsafe { self::path(path, "path") }?;
         // SAFETY: the caller's promise is that of `choose`.
         let chosen = unsafe { choose(opts, &[Kind::Create, Kind::Open]) }?;
-        if let Some(io) = &chosen.io {
-            io.callbacks()
-                .check("create", &[Need::Write, Need::Create, Need::Rename, Need::SyncDir])?;
-        }
+        chosen.check_io("create", &[Need::Write, Need::Create, Need::Rename, Need::SyncDir])?;
         ops::create(&path, &chosen.settings.create)?;
         Ok(0)
     })
@@ -174,11 +170,10 @@ pub unsafe extern "C" fn avhdx_merge(
 ) -> c_int {
     guard(|| {
         // SAFETY: the caller's promise is that of `take_progress`.
-        let progress = unsafe { take_progress(progress) }?;
+        let mut report = unsafe { take_progress(progress) }?;
         // SAFETY: the caller's promise is that of `choose`.
         let chosen = unsafe { choose(opts, &[Kind::Merge]) }?;
         let options = &chosen.settings.merge;
-        let mut report = |now: Progress| progress.as_ref().is_none_or(|callback| callback.report(now));
         let run = |disk: &avhdx_disk| {
             disk.check_io("merge", &merge_needs(options))?;
             ops::merge(&disk.chain, top as usize, base as usize, options, &mut report)
@@ -206,21 +201,15 @@ pub unsafe extern "C" fn avhdx_merge_path(
 ) -> c_int {
     guard(|| {
         // SAFETY: the caller's promise is that of `take_progress`.
-        let progress = unsafe { take_progress(progress) }?;
+        let mut report = unsafe { take_progress(progress) }?;
         // SAFETY: the caller's promise is that of `path`.
         let child = unsafe { path(child, "child") }?;
-        let dest = match dest.is_null() {
-            true => None,
-            // SAFETY: the caller's promise is that of `path`.
-            false => Some(unsafe { path(dest, "dest") }?),
-        };
+        // SAFETY: the caller's promise is that of `optional_path`.
+        let dest = unsafe { optional_path(dest, "dest") }?;
         // SAFETY: the caller's promise is that of `choose`.
         let chosen = unsafe { choose(opts, &[Kind::Merge, Kind::Open]) }?;
         let (open, options) = (&chosen.settings.open, &chosen.settings.merge);
-        if let Some(io) = &chosen.io {
-            io.callbacks().check("merge", &merge_needs(options))?;
-        }
-        let mut report = |now: Progress| progress.as_ref().is_none_or(|callback| callback.report(now));
+        chosen.check_io("merge", &merge_needs(options))?;
         ops::merge_path(&child, dest.as_deref(), open, options, &mut report)?;
         Ok(0)
     })
@@ -270,27 +259,8 @@ pub unsafe extern "C" fn avhdx_check(
     })
 }
 
-pub(super) struct Issues {
-    call: unsafe extern "C" fn(*mut c_void, *const avhdx_issue),
-    user: User,
-}
-
-/// # Safety
-/// `callback` is NULL or leads to a callback structure whose functions may be called with its pointer.
-pub(super) unsafe fn take_issues(callback: *const avhdx_issue_cb) -> Result<Option<Issues>> {
-    // SAFETY: NULL or a live structure, by this function's contract.
-    let Some(callback) = (unsafe { callback.as_ref() }) else {
-        return Ok(None);
-    };
-    let user = User {
-        pointer: callback.user,
-        free: callback.free,
-    };
-    let call = callback.r#fn.ok_or_else(|| null("callback->fn"))?;
-    Ok(Some(Issues { call, user }))
-}
-
-impl Issues {
+impl Taken<IssueFn> {
+    /// Passes a finding on.
     pub(super) fn report(&self, finding: &Finding) {
         let defect = &finding.defect;
         let [rule, structure, found, wanted, message] = [

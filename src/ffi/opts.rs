@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use super::callback::{avhdx_resolve_cb, take_resolver};
 use super::guard::{borrow_mut, bytes, guard, text};
-use super::io::{avhdx_io_ops, take_io, IoFileSystem};
+use super::io::{avhdx_io_ops, check_io, take_io, IoFileSystem, Need};
 use crate::error::Result;
 use crate::options::Resolver;
 use crate::schema::{self, Kind, Settings};
@@ -37,6 +37,13 @@ impl avhdx_opts {
 pub(super) struct Chosen {
     pub(super) settings: Settings,
     pub(super) io: Option<Arc<IoFileSystem>>,
+}
+
+impl Chosen {
+    /// Refuses an operation that the I/O callbacks, if there are any, cannot do.
+    pub(super) fn check_io(&self, operation: &str, needs: &[Need]) -> Result<()> {
+        check_io(self.io.as_deref(), operation, needs)
+    }
 }
 
 /// The typed options of a call that has keys of these kinds.

@@ -10,7 +10,6 @@ use super::guard::{guard, path, Out, Output};
 use super::ops::merge_needs;
 use super::opts::{avhdx_opts, choose};
 use crate::ops::{self, PendingStage};
-use crate::options::Progress;
 use crate::schema::Kind;
 
 /// Nothing is pending.
@@ -87,16 +86,13 @@ pub unsafe extern "C" fn avhdx_resume(
 ) -> c_int {
     guard(|| {
         // SAFETY: the caller's promise is that of `take_progress`.
-        let progress = unsafe { take_progress(progress) }?;
+        let mut report = unsafe { take_progress(progress) }?;
         // SAFETY: the caller's promise is that of `path`.
         let path = unsafe { self::path(path, "path") }?;
         // SAFETY: the caller's promise is that of `choose`.
         let chosen = unsafe { choose(opts, &[Kind::Merge, Kind::Open]) }?;
         let (open, options) = (&chosen.settings.open, &chosen.settings.merge);
-        if let Some(io) = &chosen.io {
-            io.callbacks().check("resume", &merge_needs(options))?;
-        }
-        let mut report = |now: Progress| progress.as_ref().is_none_or(|callback| callback.report(now));
+        chosen.check_io("resume", &merge_needs(options))?;
         let done = ops::resume(&path, open, options, &mut report)?;
         Ok(c_int::from(done.is_some()))
     })

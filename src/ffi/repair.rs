@@ -5,9 +5,10 @@
 
 use std::ffi::{c_char, c_int};
 
-use super::guard::{guard, path, Out, Output};
+use super::callback::take_issues;
+use super::guard::{guard, optional_path, path, Out, Output};
 use super::io::Need;
-use super::ops::{avhdx_issue_cb, take_issues};
+use super::ops::avhdx_issue_cb;
 use super::opts::{avhdx_opts, choose};
 use crate::ops::{self, Finding};
 use crate::schema::Kind;
@@ -64,9 +65,8 @@ pub unsafe extern "C" fn avhdx_repair(
         // SAFETY: the caller's promise is that of `choose`.
         let chosen = unsafe { choose(opts, &[Kind::Repair, Kind::Open]) }?;
         let options = &chosen.settings.repair;
-        if let Some(io) = chosen.io.as_ref().filter(|_| !options.dry_run) {
-            io.callbacks()
-                .check("repair", &[Need::Write, Need::Create, Need::Rename, Need::SyncDir])?;
+        if !options.dry_run {
+            chosen.check_io("repair", &[Need::Write, Need::Create, Need::Rename, Need::SyncDir])?;
         }
         let mut report = |finding: &Finding| {
             if let Some(issues) = &issues {
@@ -100,16 +100,11 @@ pub unsafe extern "C" fn avhdx_repair_undo(path: *const c_char, undo: *const c_c
     guard(|| {
         // SAFETY: the caller's promise is that of `path`.
         let path = unsafe { self::path(path, "path") }?;
-        let undo = match undo.is_null() {
-            true => None,
-            // SAFETY: the caller's promise is that of `path`.
-            false => Some(unsafe { self::path(undo, "undo") }?),
-        };
+        // SAFETY: the caller's promise is that of `optional_path`.
+        let undo = unsafe { optional_path(undo, "undo") }?;
         // SAFETY: the caller's promise is that of `choose`.
         let chosen = unsafe { choose(opts, &[Kind::Open]) }?;
-        if let Some(io) = &chosen.io {
-            io.callbacks().check("repair_undo", &[Need::Write])?;
-        }
+        chosen.check_io("repair_undo", &[Need::Write])?;
         ops::undo(&path, undo.as_deref(), &chosen.settings.open)?;
         Ok(0)
     })

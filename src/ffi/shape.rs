@@ -14,7 +14,6 @@ use super::owned_string;
 use crate::error::Result;
 use crate::guid::Guid;
 use crate::ops;
-use crate::options::Progress;
 use crate::schema::Kind;
 
 /// avhdx_meta_set: the item belongs to the virtual disk, so checkpoints inherit it; without it, to the one file.
@@ -37,10 +36,9 @@ pub unsafe extern "C" fn avhdx_compact(
 ) -> c_int {
     guard(|| {
         // SAFETY: the caller's promise is that of `take_progress`.
-        let progress = unsafe { take_progress(progress) }?;
+        let mut report = unsafe { take_progress(progress) }?;
         // SAFETY: the caller's promise is that of `choose`.
         let chosen = unsafe { choose(opts, &[Kind::Compact]) }?;
-        let mut report = |now: Progress| progress.as_ref().is_none_or(|callback| callback.report(now));
         let run = |disk: &avhdx_disk| {
             disk.check_io("compact", &[Need::Write])?;
             ops::compact(&disk.chain, &chosen.settings.compact, &mut report)

@@ -13,7 +13,6 @@ use super::guard::{guard, path};
 use super::io::Need;
 use super::opts::{avhdx_opts, choose};
 use crate::ops;
-use crate::options::Progress;
 use crate::schema::Kind;
 
 /// What deleting a layer needs of I/O callbacks.
@@ -79,11 +78,10 @@ pub unsafe extern "C" fn avhdx_delete_layer(
 ) -> c_int {
     guard(|| {
         // SAFETY: the caller's promise is that of `take_progress`.
-        let progress = unsafe { take_progress(progress) }?;
+        let mut report = unsafe { take_progress(progress) }?;
         // SAFETY: the caller's promise is that of `choose`.
         let chosen = unsafe { choose(opts, &[Kind::Delete]) }?;
         let options = &chosen.settings.delete;
-        let mut report = |now: Progress| progress.as_ref().is_none_or(|callback| callback.report(now));
         let run = |disk: &avhdx_disk| {
             disk.check_io("delete", DELETE_NEEDS)?;
             ops::delete_layer(&disk.chain, layer as usize, options, &mut report)
@@ -139,9 +137,7 @@ pub unsafe extern "C" fn avhdx_reparent(child: *const c_char, parent: *const c_c
         let parent = unsafe { path(parent, "parent") }?;
         // SAFETY: the caller's promise is that of `choose`.
         let chosen = unsafe { choose(opts, &[Kind::Reparent, Kind::Open]) }?;
-        if let Some(io) = &chosen.io {
-            io.callbacks().check("reparent", &[Need::Write])?;
-        }
+        chosen.check_io("reparent", &[Need::Write])?;
         ops::reparent(&child, &parent, &chosen.settings.open, &chosen.settings.reparent)?;
         Ok(0)
     })
@@ -166,12 +162,11 @@ pub unsafe extern "C" fn avhdx_rebase(
 ) -> c_int {
     guard(|| {
         // SAFETY: the caller's promise is that of `take_progress`.
-        let progress = unsafe { take_progress(progress) }?;
+        let mut report = unsafe { take_progress(progress) }?;
         // SAFETY: the caller's promise is that of `path`.
         let new_parent = unsafe { path(new_parent, "new_parent") }?;
         // SAFETY: the caller's promise is that of `choose`.
         let chosen = unsafe { choose(opts, &[Kind::Rebase]) }?;
-        let mut report = |now: Progress| progress.as_ref().is_none_or(|callback| callback.report(now));
         let run = |disk: &avhdx_disk| {
             disk.check_io("rebase", &[Need::Write])?;
             ops::rebase(&disk.chain, &new_parent, &chosen.settings.rebase, &mut report)
@@ -200,10 +195,9 @@ pub unsafe extern "C" fn avhdx_detach(
 ) -> c_int {
     guard(|| {
         // SAFETY: the caller's promise is that of `take_progress`.
-        let progress = unsafe { take_progress(progress) }?;
+        let mut report = unsafe { take_progress(progress) }?;
         // SAFETY: the caller's promise is that of `choose`.
         let chosen = unsafe { choose(opts, &[Kind::Detach]) }?;
-        let mut report = |now: Progress| progress.as_ref().is_none_or(|callback| callback.report(now));
         let run = |disk: &avhdx_disk| {
             disk.check_io("detach", &[Need::Write])?;
             ops::detach(&disk.chain, &chosen.settings.rebase, &mut report)

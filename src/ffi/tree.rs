@@ -13,7 +13,7 @@ use std::time::UNIX_EPOCH;
 use super::error::c_string;
 use super::guard::{argument, borrow, borrow_mut, guard, null, out_handle, path, Out, Output};
 use super::info::{AVHDX_INFO_DIRTY_LOG, AVHDX_INFO_HAS_PARENT};
-use super::io::{IoFileSystem, Need};
+use super::io::{check_io, IoFileSystem, Need};
 use super::opts::{avhdx_opts, choose};
 use super::owned_string;
 use crate::error::{Error, ErrorKind, Result};
@@ -151,9 +151,7 @@ pub unsafe extern "C" fn avhdx_tree_scan(
             .collect::<Result<_>>()?;
         // SAFETY: the caller's promise is that of `choose`.
         let chosen = unsafe { choose(opts, &[Kind::Tree, Kind::Open]) }?;
-        if let Some(io) = &chosen.io {
-            io.callbacks().check("tree_scan", &[Need::List])?;
-        }
+        chosen.check_io("tree_scan", &[Need::List])?;
         let open = chosen.settings.open;
         let tree = Tree::scan(&dirs, &open, &chosen.settings.tree)?;
         let name = |node: &TreeNode| c_string(node.filename.as_os_str().as_bytes());
@@ -354,9 +352,7 @@ pub unsafe extern "C" fn avhdx_tree_fix(tree: *const avhdx_tree, index: u32) -> 
         // SAFETY: the caller's promise is that of `borrow`.
         let tree = unsafe { borrow(tree, "tree") }?;
         tree.node(index)?;
-        if let Some(io) = &tree.io {
-            io.callbacks().check("tree_fix", &[Need::Write])?;
-        }
+        check_io(tree.io.as_deref(), "tree_fix", &[Need::Write])?;
         tree::relink_node(&tree.tree, index as usize, &tree.open).map(c_int::from)
     })
 }

@@ -177,7 +177,8 @@ impl<'a> Filler<'a> {
                     .with_hint("make room on the file system of this file"));
             }
         }
-        Ok(())
+        // There may be nothing to copy, and no other question.
+        self.pace.ask()
     }
 
     fn bytes_for(&mut self, image: &Image) -> Result<u64> {

@@ -99,12 +99,7 @@ impl Rehearsal {
 
     /// A path that two names of one file share.
     fn key(&self, path: &Path) -> PathBuf {
-        let absolute = self.below.absolute(path).or_else(|_| {
-            // Of a file that does not exist below, its directory does.
-            let dir = self.below.absolute(directory(path))?;
-            Ok::<_, io::Error>(dir.join(path.file_name().unwrap_or_default()))
-        });
-        absolute.unwrap_or_else(|_| path.to_path_buf())
+        self.below.absolute(path).unwrap_or_else(|_| path.to_path_buf())
     }
 
     fn handle(&self, file: Arc<Rehearsed>) -> Arc<dyn Storage> {
@@ -168,7 +163,7 @@ impl FileSystem for Rehearsal {
             return Err(io::Error::from_raw_os_error(libc::EEXIST));
         }
         // A directory that is not there is told now.
-        self.below.absolute(directory(path))?;
+        self.below.kind(directory(path))?;
         let file = Arc::new(Rehearsed::new(None)?);
         self.files.lock().insert(key, Some(file.clone()));
         Ok(self.handle(file))
