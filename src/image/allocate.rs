@@ -113,7 +113,9 @@ impl Image {
         Ok(place)
     }
 
+    /// Gives back space that was never published, with what was written to it.
     pub(super) fn give_back(&self, writer: &Writer, place: &Allocation) {
+        let _ = self.storage.release_range(place.file_offset, place.len);
         if let Some(space) = writer.space.lock().as_mut() {
             space.release(place.file_offset, place.len);
         }

@@ -162,6 +162,10 @@ impl Storage for CrashStorage {
         self.zero_range(file_offset, len)
     }
 
+    fn can_release(&self) -> bool {
+        self.inner.can_release()
+    }
+
     fn copy_range_from(
         &self,
         source: &dyn Storage,
