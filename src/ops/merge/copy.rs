@@ -204,7 +204,7 @@ impl<'a> Copier<'a> {
         at == self.size() || (at % unit == 0 && pending > 0 && (pending + unit > self.batch || tight()))
     }
 
-    /// The storage is full: releases what is copied, and goes on in smaller batches. Fails when nothing can be released.
+    /// The storage is full: releases what is copied; batches are smaller from here on. Fails when nothing was copied.
     fn make_room(&mut self, at: u64, error: Error) -> Result<()> {
         let may = matches!(self.mode, MergeMode::Auto | MergeMode::Consume) && self.useless_to_consume().is_none();
         if !may || align_down(at, self.unit()) == self.released {

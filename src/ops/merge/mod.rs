@@ -162,7 +162,7 @@ impl<'a> Merge<'a> {
         let merged = layers[top].data_write_guid();
         let target = &layers[base];
         let family = match options.relink {
-            true => Family::find(chain, &layers[top..=base]),
+            true => Family::find(chain, &layers[top..=base])?,
             false => Family::default(),
         };
         if !options.orphan_siblings {
@@ -305,11 +305,9 @@ impl<'a> Merge<'a> {
         let merged: Vec<Arc<Image>> = layers[self.top..self.base].to_vec();
         let top_identity = merged[0].data_write_guid();
         let above = (self.top > 0).then(|| layers[self.top - 1].clone());
-        let children: Vec<Arc<Image>> = above
-            .iter()
-            .cloned()
-            .chain(self.children.iter().map(|child| child.image.clone()))
-            .collect();
+        // ORDER: the child in the chain comes last: until then the merged layers are in it, and another run finishes.
+        let others = self.children.iter().map(|child| child.image.clone());
+        let children: Vec<Arc<Image>> = others.chain(above.clone()).collect();
         self.target.clean()?;
         for child in &children {
             // linkage2 says to another run that the target is complete, for as long as the top exists.
