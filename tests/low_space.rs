@@ -1,4 +1,4 @@
-//! Merges where there is nearly no room: consume mode releases what it copied in time, or refuses before the first byte.
+//! Merges where there is nearly no room: consume mode releases in time what it copied, or refuses at once.
 
 mod common;
 

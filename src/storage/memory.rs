@@ -64,6 +64,29 @@ impl Content {
         }
     }
 
+    /// Writes what `source` has in `[from, to)`; whole pages are shared.
+    #[cfg_attr(not(feature = "test-support"), allow(dead_code))] // for crash enumeration
+    pub(crate) fn copy(&mut self, source: &Content, from: u64, to: u64) {
+        self.len = self.len.max(to);
+        let mut at = from;
+        while at < to {
+            let end = ((at / PAGE + 1) * PAGE).min(to);
+            match source.pages.get(&(at / PAGE)) {
+                Some(page) if end - at == PAGE => drop(self.pages.insert(at / PAGE, page.clone())),
+                Some(page) => self.write(&page[(at % PAGE) as usize..][..(end - at) as usize], at),
+                None => self.zero(at, end - at),
+            }
+            at = end;
+        }
+    }
+
+    fn shares(&self, other: &Content) -> bool {
+        let mut pairs = self.pages.iter().zip(&other.pages);
+        self.len == other.len
+            && self.pages.len() == other.pages.len()
+            && pairs.all(|(a, b)| a.0 == b.0 && Arc::ptr_eq(a.1, b.1))
+    }
+
     /// Bytes of new pages that writing the range takes.
     fn missing(&self, at: u64, len: u64) -> u64 {
         let (first, end) = (at / PAGE, (at + len).div_ceil(PAGE));
@@ -267,6 +290,17 @@ impl MemoryFileSystem {
         let mut bytes = vec![0; usize::try_from(content.len).ok()?];
         content.read(&mut bytes, 0).ok()?;
         Some(bytes)
+    }
+
+    /// Whether the file at `path` is the same memory in both: a copy that nobody wrote since. For tests that look at
+    /// thousands of copies.
+    pub fn shares(&self, other: &MemoryFileSystem, path: impl AsRef<Path>) -> bool {
+        let path = plain(path.as_ref());
+        let (ours, others) = (self.tree.read(), other.tree.read());
+        match (ours.files.get(&path), others.files.get(&path)) {
+            (Some(a), Some(b)) => a.content.read().shares(&b.content.read()),
+            _ => false,
+        }
     }
 
     /// The files there are, sorted.
