@@ -167,3 +167,27 @@ fn consuming_is_refused_where_it_frees_nothing() {
     case.merge(MergeMode::Consume).unwrap();
     case.verify("base.vhdx");
 }
+
+#[test]
+fn a_copy_that_runs_out_of_space_goes_on_by_consuming() {
+    let case = in_memory(64 * MIB, false, 0, 72 * MIB, true);
+    let others = case.fs.create_new(&case.path("others")).unwrap();
+    let mut calls = 0;
+    let report = ops::merge_path(
+        &case.path("child.avhdx"),
+        None,
+        &case.open(),
+        &MergeOptions::default(),
+        &mut |_| {
+            calls += 1;
+            if calls == 5 {
+                for at in (0..48 * MIB).step_by(MIB as usize) {
+                    others.write_at(&pattern(3, at), at).unwrap();
+                }
+            }
+            true
+        },
+    );
+    report.unwrap();
+    case.verify("base.vhdx");
+}

@@ -181,7 +181,7 @@ impl<'a> Copier<'a> {
             match self.copy_step(at, self.size(), progress) {
                 Ok(len) => at += len,
                 Err(error) if error.kind() == ErrorKind::NoSpace => {
-                    self.make_room(at, error)?;
+                    at = self.make_room(at, error)?;
                     continue;
                 }
                 Err(error) => return Err(error),
@@ -204,15 +204,33 @@ impl<'a> Copier<'a> {
         at == self.size() || (at % unit == 0 && pending > 0 && (pending + unit > self.batch || tight()))
     }
 
-    /// The storage is full: releases what is copied; batches are smaller from here on. Fails when nothing was copied.
-    fn make_room(&mut self, at: u64, error: Error) -> Result<()> {
+    /// The storage is full: releases what is copied; batches are smaller from here on. Returns where to go on.
+    ///
+    /// # Errors
+    /// `error`, when nothing can be released.
+    fn make_room(&mut self, at: u64, error: Error) -> Result<u64> {
+        let unit = self.unit();
+        let copied = align_down(at, unit) - self.released;
         let may = matches!(self.mode, MergeMode::Auto | MergeMode::Consume) && self.useless_to_consume().is_none();
-        if !may || align_down(at, self.unit()) == self.released {
+        if !may || copied == 0 {
             return Err(error);
         }
         self.mode = MergeMode::Consume;
         self.batch = (self.copied - self.copied_then) / 2;
-        self.release_to(at)
+        // The last unit is copied again: logging the release of the others takes space, too.
+        let keep = self.released + if copied > unit { copied - unit } else { copied };
+        let mut from = keep;
+        let end = (at + STEP).min(self.size());
+        while from < end {
+            let found = walk(&self.merged, 0, from, end - from)?;
+            // ORDER: only what merged layers hide, and keep, is given up.
+            if matches!(found.source, Source::Data { .. }) {
+                self.target.hollow(from, found.len)?;
+            }
+            from += found.len;
+        }
+        self.release_to(keep)?;
+        Ok(keep)
     }
 
     /// Releases the blocks whose content was copied since the last release. One that reaches behind `at` comes later.
