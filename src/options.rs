@@ -200,14 +200,15 @@ pub struct CheckpointOptions {
 /// How the bytes of a merge travel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum MergeMode {
-    /// Reflink where the file system can, else copy; consume when copying would not fit.
+    /// Reflink where the file system can, else copy; consume when copying does not fit.
     #[default]
     Auto,
     /// Copy, keeping the child whole until the end.
     Copy,
     /// Share extents; fails with `Unsupported` where the file system cannot.
     Reflink,
-    /// Release the child's blocks as soon as the parent's copies are durable: needs next to no free space.
+    /// Release the child's blocks as soon as the parent's copies are durable: needs as much free space as the
+    /// merged layers' largest block, and 2 MiB.
     Consume,
 }
 

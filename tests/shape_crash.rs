@@ -20,7 +20,7 @@ const STARTED: u64 = 1 << 32;
 const DURABLE: u64 = 2 << 32;
 
 /// What a disk is at one moment.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Stage {
     size: u64,
     /// Of the windows, one after the other; what is behind the disk as zeros.
@@ -38,13 +38,23 @@ struct History {
 }
 
 fn look(chain: &Chain, windows: &[(u64, u64)]) -> Result<Stage, Error> {
+    let mut stage = Stage::default();
+    look_again(chain, windows, &mut stage)?;
+    Ok(stage)
+}
+
+/// The same into a stage that has room for it: thousands of states have megabytes of content.
+fn look_again(chain: &Chain, windows: &[(u64, u64)], stage: &mut Stage) -> Result<(), Error> {
     let size = chain.size();
-    let mut content = Vec::new();
+    let total: u64 = windows.iter().map(|(_, len)| len).sum();
+    stage.content.resize(total as usize, 0);
+    let mut rest = &mut stage.content[..];
     for &(at, len) in windows {
-        let mut window = vec![0; len as usize];
-        let inside = size.saturating_sub(at).min(len);
-        chain.read(&mut window[..inside as usize], at.min(size))?;
-        content.extend(window);
+        let (window, later) = rest.split_at_mut(len as usize);
+        let (inside, behind) = window.split_at_mut(size.saturating_sub(at).min(len) as usize);
+        chain.read(inside, at.min(size))?;
+        behind.fill(0);
+        rest = later;
     }
     let mut items = Vec::new();
     for item in ops::meta_list(chain)? {
@@ -52,11 +62,9 @@ fn look(chain: &Chain, windows: &[(u64, u64)]) -> Result<Stage, Error> {
     }
     items.sort();
     let info = chain.layer_info(0)?;
-    Ok(Stage {
-        size,
-        content,
-        items: (items, info.physical_sector_size, info.virtual_disk_id),
-    })
+    stage.size = size;
+    stage.items = (items, info.physical_sector_size, info.virtual_disk_id);
+    Ok(())
 }
 
 impl History {
@@ -111,19 +119,22 @@ impl History {
         if !allowed.iter().any(|stage| stage.items == found.items) {
             return Err("the items were never so".into());
         }
-        for at in (0..found.content.len()).step_by(SECTOR) {
-            let sector = at..at + SECTOR;
-            let known = allowed
-                .iter()
-                .any(|stage| stage.content[sector.clone()] == found.content[sector.clone()]);
-            if !known {
+        let known = |at: usize, len: usize| {
+            let range = at..(at + len).min(found.content.len());
+            let found = &found.content[range.clone()];
+            allowed.iter().rev().any(|stage| stage.content[range.clone()] == *found)
+        };
+        const MANY: usize = 128 * SECTOR;
+        let sectors = |at: usize| (at..(at + MANY).min(found.content.len())).step_by(SECTOR);
+        for many in (0..found.content.len()).step_by(MANY).filter(|&at| !known(at, MANY)) {
+            if let Some(at) = sectors(many).find(|&at| !known(at, SECTOR)) {
                 return Err(format!("sector at {at:#x} of the windows: {:#x}..", found.content[at]));
             }
         }
         Ok(())
     }
 
-    fn verify(&self, state: MemoryFileSystem, marks: &[u64], thorough: bool) -> Result<(), String> {
+    fn verify(&self, state: MemoryFileSystem, marks: &[u64], thorough: bool, found: &mut Stage) -> Result<(), String> {
         let last = |kind: u64| {
             let of_kind = marks.iter().rev().find(|m| *m & !0xFFFF_FFFF == kind);
             of_kind.map_or(0, |m| (m & 0xFFFF_FFFF) as usize)
@@ -136,8 +147,8 @@ impl History {
         }
         let fail = |what: &str, e: Error| format!("{what}: {}", e.chain_text());
         let chain = Chain::open(&self.leaf, &open).map_err(|e| fail("open", e))?;
-        let found = look(&chain, &self.windows).map_err(|e| fail("look", e))?;
-        self.judge(&found, allowed)?;
+        look_again(&chain, &self.windows, found).map_err(|e| fail("look", e))?;
+        self.judge(found, allowed)?;
         if !thorough {
             return Ok(());
         }
@@ -173,9 +184,10 @@ impl History {
     fn run(&self, crash: &CrashOptions) -> Result<u64, String> {
         let mut wrong = None;
         let mut count = 0u64;
+        let mut found = Stage::default();
         let stats = self.fs.enumerate(crash, &mut |state, point| {
             count += 1;
-            match self.verify(state, &point.marks, count % 7 == 0) {
+            match self.verify(state, &point.marks, count % 7 == 0, &mut found) {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(why) => {
                     wrong = Some(format!("{why}\n  {} (seed {})", point.description, crash.seed));

@@ -38,6 +38,8 @@ struct Disk {
     name: &'static str,
     before: Vec<u8>,
     after: Vec<u8>,
+    /// Its files, unless it is written.
+    files: Option<Vec<PathBuf>>,
 }
 
 type Job = fn(&OpenOptions, &mut dyn FnMut()) -> Result<(), Error>;
@@ -389,6 +391,7 @@ fn is_whole(file: &Path) -> bool {
 
 struct Run {
     scenario: Scenario,
+    initial: MemoryFileSystem,
     fs: CrashFileSystem,
     disks: Vec<Disk>,
 }
@@ -403,7 +406,15 @@ impl Run {
             let before = content(&options(&memory), &file);
             let name: &'static str = file.file_name().unwrap().to_str().unwrap().to_string().leak();
             let after = before.clone();
-            disks.push(Disk { name, before, after });
+            let chain = Chain::open(&file, &options(&memory)).unwrap();
+            let files = (0..chain.layer_count()).map(|i| chain.layer_path(i).unwrap());
+            let files = Some(files.collect());
+            disks.push(Disk {
+                name,
+                before,
+                after,
+                files,
+            });
         }
         if scenario.leaves.len() > 1 {
             // A revert: the new leaf begins as what the layer reads as.
@@ -413,10 +424,12 @@ impl Run {
                 name: scenario.leaves[0],
                 before,
                 after,
+                files: None,
             });
         }
         let written = disks.iter_mut().find(|d| d.name == scenario.leaves[0]).unwrap();
         for &(at, seed) in scenario.writes {
+            written.files = None;
             written.after[at as usize..at as usize + WRITE_LEN].copy_from_slice(&pattern(seed, WRITE_LEN));
         }
         let live = OpenOptions::new().on(Arc::new(fs.clone()));
@@ -424,12 +437,35 @@ impl Run {
         (scenario.job)(&live, &mut || marker.mark(PROMISED)).unwrap();
         let paths = memory.paths();
         assert!(!paths.is_empty());
-        Run { scenario, fs, disks }
+        Run {
+            scenario,
+            initial: memory,
+            fs,
+            disks,
+        }
     }
 
-    fn read(&self, open: &OpenOptions, paths: &[PathBuf], promised: bool) -> Result<(), String> {
+    /// Whether every byte that the disk is made of is what it was at the start, where all was well.
+    fn is_untouched(&self, state: &MemoryFileSystem, disk: &Disk) -> bool {
+        let files = disk.files.as_ref();
+        files.is_some_and(|files| files.iter().all(|file| state.shares(&self.initial, file)))
+    }
+
+    fn check(&self, state: &MemoryFileSystem, open: &OpenOptions) -> Result<(), String> {
+        let known = |file: &Path| self.disks.iter().find(|disk| path(disk.name) == file);
+        let untouched = |file: &Path| known(file).is_some_and(|disk| self.is_untouched(state, disk));
+        let mut paths = state.paths();
+        paths.retain(|file| is_whole(file) && !untouched(file));
+        paths.iter().try_for_each(|file| check(file, open))
+    }
+
+    fn read(&self, state: &MemoryFileSystem, open: &OpenOptions, promised: bool) -> Result<(), String> {
         let merged_into_parent = self.scenario.name == "delete into parent";
+        let paths = state.paths();
         for disk in self.disks.iter().filter(|d| paths.contains(&path(d.name))) {
+            if self.is_untouched(state, disk) {
+                continue;
+            }
             // The parent's own state is what such a deletion is for; and the deleted file is nobody's.
             if merged_into_parent && matches!(disk.name, "base.vhdx" | "a.avhdx") {
                 continue;
@@ -472,12 +508,10 @@ impl Run {
         }
         let leaf = self.scenario.leaves.iter().find(|l| paths.contains(&path(l)));
         let leaf = path(leaf.ok_or("no leaf is left")?);
-        for file in paths.iter().filter(|f| is_whole(f)) {
-            check(file, &open)?;
-        }
+        self.check(state, &open)?;
         let mut read_only = open.clone();
         read_only.read_only = true;
-        self.read(&read_only, &paths, promised)?;
+        self.read(state, &read_only, promised)?;
         if !thorough {
             return Ok(());
         }
@@ -495,7 +529,7 @@ impl Run {
                 }
             }
         }
-        self.read(&read_only, &paths, promised)?;
+        self.read(state, &read_only, promised)?;
         let chain = Chain::open(&leaf, &open).map_err(|e| text("open again", e))?;
         for at in [0, MIB + 512, SIZE - 1536] {
             chain
@@ -503,10 +537,7 @@ impl Run {
                 .map_err(|e| text("write", e))?;
         }
         chain.close().map_err(|e| text("close", e))?;
-        for file in paths.iter().filter(|f| is_whole(f)) {
-            check(file, &open)?;
-        }
-        Ok(())
+        self.check(state, &open)
     }
 
     fn enumerate(&self, crash: &CrashOptions) -> Result<u64, String> {

@@ -222,10 +222,10 @@ pub fn select(copies: [&[u8]; 2], file_len: u64) -> Result<SelectedTable, Defect
     };
     let [first, second] = copies;
     let [first_offset, second_offset] = OFFSETS;
-    let (bytes, offset) = match (valid(first), valid(second)) {
-        (true, _) => (first, first_offset),
-        (false, true) => (second, second_offset),
-        (false, false) => {
+    let (bytes, offset) = match () {
+        _ if valid(first) => (first, first_offset),
+        _ if valid(second) => (second, second_offset),
+        _ => {
             return Err(Defect::new(
                 Rule::NoRegionTable,
                 "region tables",

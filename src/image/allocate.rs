@@ -113,7 +113,27 @@ impl Image {
         Ok(place)
     }
 
+    /// Gives the places of a range back to the file system, keeping them; what they held is not wanted any more.
+    pub(crate) fn hollow(&self, mut offset: u64, len: u64) -> Result<()> {
+        let (geometry, end) = (self.geometry(), (offset + len).min(self.virtual_size()));
+        // ORDER: counted before the content goes, so that a reader of it notices.
+        self.shared.reuse.fetch_add(1, Ordering::SeqCst);
+        while offset < end {
+            let block = geometry.block_of(offset);
+            let start = geometry.block_start(block);
+            let part = (start + geometry.block_len(block)).min(end) - offset;
+            let entry = self.payload(block)?;
+            if entry.has_space() {
+                let _ = self.storage.release_range(entry.file_offset + offset - start, part);
+            }
+            offset += part;
+        }
+        Ok(())
+    }
+
+    /// Gives back space that was never published, with what was written to it.
     pub(super) fn give_back(&self, writer: &Writer, place: &Allocation) {
+        let _ = self.storage.release_range(place.file_offset, place.len);
         if let Some(space) = writer.space.lock().as_mut() {
             space.release(place.file_offset, place.len);
         }

@@ -232,7 +232,7 @@ impl Image {
     pub(crate) fn for_each_bat_entry(&self, mut visit: impl FnMut(BatIndex, BatSlot, u64) -> Result<()>) -> Result<()> {
         let (start, entries) = (self.regions.bat().offset, self.geometry().bat_entries());
         let end = start + entries * 8;
-        let mut buf = vec![0; MIB as usize];
+        let mut buf = vec![0; (end - start).min(MIB) as usize];
         let mut at = start;
         while at < end {
             let Some(data) = self

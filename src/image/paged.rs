@@ -88,6 +88,7 @@ impl Budget {
     }
 }
 
+const SLOT_BYTES: u64 = size_of::<ArcSwapOption<Page>>() as u64;
 type Middle = Box<[ArcSwapOption<Page>]>;
 
 /// The table. Page numbers are below the count given to [`PagedTable::new`].
@@ -115,8 +116,10 @@ impl PagedTable {
     fn slot(&self, page: u64) -> &ArcSwapOption<Page> {
         debug_assert!(page < self.pages);
         let middle = self.top[(page / FANOUT) as usize].get_or_init(|| {
-            self.budget.add(FANOUT * size_of::<ArcSwapOption<Page>>() as u64);
-            (0..FANOUT).map(|_| ArcSwapOption::empty()).collect()
+            // Small disks are opened often, and an empty slot is not free of cost when it goes.
+            let slots = FANOUT.min(self.pages - page / FANOUT * FANOUT);
+            self.budget.add(slots * SLOT_BYTES);
+            (0..slots).map(|_| ArcSwapOption::empty()).collect()
         });
         &middle[(page % FANOUT) as usize]
     }
@@ -124,7 +127,7 @@ impl PagedTable {
     /// The word at `index` if its page is resident.
     pub(crate) fn peek(&self, index: u64) -> Option<u64> {
         let middle = self.top.get((index / PAGE_WORDS / FANOUT) as usize)?.get()?;
-        let page = middle[(index / PAGE_WORDS % FANOUT) as usize].load();
+        let page = middle.get((index / PAGE_WORDS % FANOUT) as usize)?.load();
         let page = page.as_ref()?;
         if !page.touched.load(Ordering::Relaxed) {
             page.touched.store(true, Ordering::Relaxed);
@@ -190,8 +193,8 @@ impl PagedTable {
 
 impl Drop for PagedTable {
     fn drop(&mut self) {
-        let middles = self.top.iter().filter(|m| m.get().is_some()).count() as u64;
-        let bytes = middles * FANOUT * size_of::<ArcSwapOption<Page>>() as u64;
+        let slots: usize = self.top.iter().filter_map(|m| m.get()).map(|m| m.len()).sum();
+        let bytes = slots as u64 * SLOT_BYTES;
         self.budget
             .sub(bytes + self.resident.get_mut().len() as u64 * PAGE_BYTES as u64);
     }

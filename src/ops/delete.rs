@@ -108,7 +108,7 @@ impl<'a> Fold<'a> {
     fn prepare(chain: &'a Chain, layer: usize) -> Result<Self> {
         let layers = chain.current().layers.clone();
         let deleted = &layers[layer];
-        let family = Family::find(chain, &layers[layer - 1..=layer + 1]);
+        let family = Family::find(chain, &layers[layer - 1..=layer + 1])?;
         let parent = layers[layer + 1].data_write_guid();
         let mut fold = Fold {
             chain,
@@ -220,7 +220,7 @@ pub fn delete_branch(chain: &Chain, root: &Path) -> Result<DeleteReport> {
             .with_hint("remove the file by hand if nothing needs it"));
     }
     let named = layers.iter().map(|layer| layer.name()).chain([root]);
-    let family = Family::find_in(chain, named.map(directory));
+    let family = Family::find_in(chain, named.map(directory))?;
     let branch = branch_of(&family, &top, &layers)?;
     let mut images = Vec::with_capacity(branch.len());
     for relative in branch {

@@ -119,7 +119,7 @@ fn last_data(snapshot: &Snapshot, size: u64) -> Result<u64> {
 
 /// Refuses to give the leaf another identity while disks outside the chain depend on it.
 pub(super) fn refuse_children(chain: &Chain, leaf: &std::sync::Arc<Image>, operation: &str) -> Result<()> {
-    Family::find(chain, std::slice::from_ref(leaf)).refuse_children_of(leaf, operation)
+    Family::find(chain, std::slice::from_ref(leaf))?.refuse_children_of(leaf, operation)
 }
 
 /// Changes the leaf's shape and continues with the file as it then is. The caller keeps writers out.

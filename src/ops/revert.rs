@@ -71,7 +71,10 @@ pub fn revert(chain: &Chain, layer: usize, new_leaf: &Path, options: &RevertOpti
 
 /// How many of `left`, leaf first, can go: up to the first that another disk depends on or another program uses.
 fn nobody_needs(chain: &Chain, left: &[Arc<Image>]) -> usize {
-    let family = Family::find(chain, left);
+    // Not known: everything stays.
+    let Ok(family) = Family::find(chain, left) else {
+        return 0;
+    };
     let needed = |image: &Image| {
         let identity = image.data_write_guid();
         // The layer above is among those that go, and is no reason to stay.

@@ -152,6 +152,10 @@ impl Storage for FaultStorage {
         self.inner.release_range(file_offset, len)
     }
 
+    fn can_release(&self) -> bool {
+        self.inner.can_release()
+    }
+
     fn copy_range_from(
         &self,
         source: &dyn Storage,

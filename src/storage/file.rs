@@ -143,6 +143,14 @@ impl Storage for FileStorage {
         sys::fallocate(self.file.as_fd(), Fallocate::PunchHole, file_offset, len)
     }
 
+    fn can_release(&self) -> bool {
+        // Behind the end there is nothing to release: this asks the file system and changes nothing.
+        let behind = self.len().map(|len| len.next_multiple_of(4096));
+        !behind
+            .and_then(|at| sys::fallocate(self.file.as_fd(), Fallocate::PunchHole, at, 4096))
+            .is_err_and(|e| matches!(e.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENOSYS)))
+    }
+
     fn copy_range_from(
         &self,
         source: &dyn Storage,

@@ -43,17 +43,54 @@ impl Content {
 
     pub(crate) fn write(&mut self, mut buf: &[u8], mut at: u64) {
         self.len = self.len.max(at + buf.len() as u64);
+        // Equal pages in sequence are kept once.
+        let mut last: Option<Arc<Page>> = None;
         while !buf.is_empty() {
             let within = (at % PAGE) as usize;
             let len = buf.len().min(PAGE as usize - within);
             let (part, rest) = buf.split_at(len);
-            let page = self
-                .pages
-                .entry(at / PAGE)
-                .or_insert_with(|| Arc::new([0; PAGE as usize]));
-            Arc::make_mut(page)[within..within + len].copy_from_slice(part);
+            match last.as_ref().filter(|page| page[..] == *part) {
+                Some(page) => drop(self.pages.insert(at / PAGE, page.clone())),
+                None => {
+                    let page = self
+                        .pages
+                        .entry(at / PAGE)
+                        .or_insert_with(|| Arc::new([0; PAGE as usize]));
+                    Arc::make_mut(page)[within..within + len].copy_from_slice(part);
+                    last = Some(page.clone());
+                }
+            }
             (buf, at) = (rest, at + len as u64);
         }
+    }
+
+    /// Writes what `source` has in `[from, to)`; whole pages are shared.
+    #[cfg_attr(not(feature = "test-support"), allow(dead_code))] // for crash enumeration
+    pub(crate) fn copy(&mut self, source: &Content, from: u64, to: u64) {
+        self.len = self.len.max(to);
+        let mut at = from;
+        while at < to {
+            let end = ((at / PAGE + 1) * PAGE).min(to);
+            match source.pages.get(&(at / PAGE)) {
+                Some(page) if end - at == PAGE => drop(self.pages.insert(at / PAGE, page.clone())),
+                Some(page) => self.write(&page[(at % PAGE) as usize..][..(end - at) as usize], at),
+                None => self.zero(at, end - at),
+            }
+            at = end;
+        }
+    }
+
+    fn shares(&self, other: &Content) -> bool {
+        let mut pairs = self.pages.iter().zip(&other.pages);
+        self.len == other.len
+            && self.pages.len() == other.pages.len()
+            && pairs.all(|(a, b)| a.0 == b.0 && Arc::ptr_eq(a.1, b.1))
+    }
+
+    /// Bytes of new pages that writing the range takes.
+    fn missing(&self, at: u64, len: u64) -> u64 {
+        let (first, end) = (at / PAGE, (at + len).div_ceil(PAGE));
+        (end - first - self.pages.range(first..end).count() as u64) * PAGE
     }
 
     /// Zeros a range, which may reach behind the end without growing the file.
@@ -73,6 +110,20 @@ impl Content {
                     Arc::make_mut(page)[start..start + (to - from) as usize].fill(0);
                 }
             }
+        }
+    }
+
+    /// Zeros a range, keeping its pages.
+    fn overwrite(&mut self, at: u64, len: u64) {
+        let pages: Vec<u64> = self
+            .pages
+            .range(at / PAGE..(at + len).div_ceil(PAGE))
+            .map(|(&n, _)| n)
+            .collect();
+        for page in pages {
+            let start = at.max(page * PAGE);
+            let end = (at + len).min((page + 1) * PAGE);
+            self.write(&[0; PAGE as usize][..(end - start) as usize], start);
         }
     }
 
@@ -98,12 +149,47 @@ impl Content {
     }
 }
 
+/// What the files have in common.
+#[derive(Debug)]
+struct Volume {
+    capacity: Option<u64>,
+    holes: bool,
+    used: AtomicU64,
+}
+
+impl Volume {
+    fn free(&self) -> Option<u64> {
+        let used = self.used.load(Ordering::Relaxed);
+        self.capacity.map(|capacity| capacity.saturating_sub(used))
+    }
+
+    fn take(&self, bytes: u64) -> bool {
+        let fits = |used: u64| {
+            let used = used + bytes;
+            self.capacity.is_none_or(|capacity| used <= capacity).then_some(used)
+        };
+        bytes == 0
+            || self
+                .used
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits)
+                .is_ok()
+    }
+}
+
 #[derive(Debug)]
 struct MemoryFile {
+    volume: Arc<Volume>,
     id: u64,
     content: RwLock<Content>,
     /// What each open handle holds.
     locks: Mutex<HashMap<u64, LockMode>>,
+}
+
+impl Drop for MemoryFile {
+    fn drop(&mut self) {
+        let bytes = self.content.get_mut().allocated();
+        self.volume.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
 }
 
 #[derive(Debug, Default)]
@@ -113,9 +199,16 @@ struct Tree {
 
 /// A file system in memory. Clones are the same one; [`MemoryFileSystem::snapshot`] makes an independent copy.
 /// Directories need not be created. Locks work between handles as on the host.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone)]
 pub struct MemoryFileSystem {
     tree: Arc<RwLock<Tree>>,
+    volume: Arc<Volume>,
+}
+
+impl Default for MemoryFileSystem {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 static NEXT: AtomicU64 = AtomicU64::new(1);
@@ -144,7 +237,25 @@ fn error(errno: i32) -> io::Error {
 impl MemoryFileSystem {
     /// An empty one.
     pub fn new() -> Self {
-        Self::default()
+        Self::on(None, true)
+    }
+
+    /// An empty one, whose files together take at most this many bytes: pages written, not lengths.
+    pub fn with_capacity(bytes: u64) -> Self {
+        Self::on(Some(bytes), true)
+    }
+
+    /// The same, and what a file took stays taken until the file goes.
+    pub fn without_holes(bytes: u64) -> Self {
+        Self::on(Some(bytes), false)
+    }
+
+    fn on(capacity: Option<u64>, holes: bool) -> Self {
+        let used = AtomicU64::new(0);
+        MemoryFileSystem {
+            tree: Arc::default(),
+            volume: Arc::new(Volume { capacity, holes, used }),
+        }
     }
 
     /// Puts a file at `path`, replacing what is there.
@@ -155,7 +266,9 @@ impl MemoryFileSystem {
     }
 
     pub(crate) fn insert_content(&self, path: &Path, content: Content) {
+        self.volume.used.fetch_add(content.allocated(), Ordering::Relaxed);
         let file = Arc::new(MemoryFile {
+            volume: self.volume.clone(),
             id: next(),
             content: RwLock::new(content),
             locks: Mutex::default(),
@@ -179,6 +292,17 @@ impl MemoryFileSystem {
         Some(bytes)
     }
 
+    /// Whether the file at `path` is the same memory in both: a copy that nobody wrote since. For tests that look at
+    /// thousands of copies.
+    pub fn shares(&self, other: &MemoryFileSystem, path: impl AsRef<Path>) -> bool {
+        let path = plain(path.as_ref());
+        let (ours, others) = (self.tree.read(), other.tree.read());
+        match (ours.files.get(&path), others.files.get(&path)) {
+            (Some(a), Some(b)) => a.content.read().shares(&b.content.read()),
+            _ => false,
+        }
+    }
+
     /// The files there are, sorted.
     pub fn paths(&self) -> Vec<PathBuf> {
         self.tree.read().files.keys().cloned().collect()
@@ -186,7 +310,7 @@ impl MemoryFileSystem {
 
     /// An independent copy. Cheap: bytes are shared until written. Nobody has its files open or locked.
     pub fn snapshot(&self) -> MemoryFileSystem {
-        let copy = MemoryFileSystem::new();
+        let copy = MemoryFileSystem::on(self.volume.capacity, self.volume.holes);
         for (path, file) in &self.tree.read().files {
             copy.insert_content(path, file.content.read().clone());
         }
@@ -215,7 +339,11 @@ impl MemoryStorage {
         if self.access == Access::Read {
             return Err(error(libc::EBADF));
         }
-        change(&mut self.file.content.write());
+        let mut content = self.file.content.write();
+        let before = content.allocated();
+        change(&mut content);
+        let less = before.saturating_sub(content.allocated());
+        self.file.volume.used.fetch_sub(less, Ordering::Relaxed);
         Ok(())
     }
 }
@@ -232,7 +360,21 @@ impl Storage for MemoryStorage {
     }
 
     fn write_at(&self, buf: &[u8], file_offset: u64) -> io::Result<()> {
-        self.change(|content| content.write(buf, file_offset))
+        let mut full = false;
+        self.change(|content| {
+            // As far as there is room, if not for all.
+            let len = (0..=buf.len() as u64)
+                .rev()
+                .step_by(PAGE as usize)
+                .find(|&len| self.file.volume.take(content.missing(file_offset, len)));
+            let len = len.unwrap_or(0) as usize;
+            content.write(&buf[..len], file_offset);
+            full = len < buf.len();
+        })?;
+        match full {
+            true => Err(error(libc::ENOSPC)),
+            false => Ok(()),
+        }
     }
 
     fn len(&self) -> io::Result<u64> {
@@ -248,11 +390,25 @@ impl Storage for MemoryStorage {
     }
 
     fn zero_range(&self, file_offset: u64, len: u64) -> io::Result<()> {
-        self.change(|content| content.zero(file_offset, len))
+        self.change(|content| match self.file.volume.holes {
+            true => content.zero(file_offset, len),
+            false => content.overwrite(file_offset, len),
+        })
     }
 
     fn release_range(&self, file_offset: u64, len: u64) -> io::Result<()> {
-        self.change(|content| content.zero(file_offset, len))
+        match self.can_release() {
+            true => self.zero_range(file_offset, len),
+            false => Err(error(libc::EOPNOTSUPP)),
+        }
+    }
+
+    fn can_release(&self) -> bool {
+        self.file.volume.holes
+    }
+
+    fn available_space(&self) -> io::Result<Option<u64>> {
+        Ok(self.file.volume.free())
     }
 
     fn copy_range_from(

@@ -84,7 +84,7 @@ pub enum LockMode {
     Write,
 }
 
-/// Identity of an open file: equal exactly when two paths lead to the same file.
+/// Identity of an open file, equal exactly when two paths lead to the same file: its volume, and the file on it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FileId(pub u64, pub u64);
 
@@ -117,6 +117,11 @@ pub trait Storage: Send + Sync + Debug {
     /// Gives the space of the range back if the storage can; it reads as zeros or as before. Never an error that
     /// matters: callers ignore the result.
     fn release_range(&self, file_offset: u64, len: u64) -> io::Result<()>;
+
+    /// Whether [`Storage::release_range`] gives anything back, as far as can be told.
+    fn can_release(&self) -> bool {
+        true
+    }
 
     /// Copies `len` bytes from `source` without passing them through this process. `Err` with `EOPNOTSUPP` (or what the
     /// kernel gave) when impossible; the destination may then be partly written and the caller copies it by hand.

@@ -271,6 +271,10 @@ impl Storage for Handle {
         self.count(len, at)
     }
 
+    fn can_release(&self) -> bool {
+        self.file.below.as_ref().is_some_and(|below| below.can_release())
+    }
+
     fn next_data(&self, file_offset: u64, end: u64) -> io::Result<Option<Range<u64>>> {
         self.file.state.lock().draft.next_data(file_offset, end)
     }

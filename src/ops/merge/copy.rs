@@ -16,8 +16,10 @@ use crate::units::{align_down, BlockIndex, MIB};
 
 /// Most bytes copied at once.
 const STEP: u64 = 4 * MIB;
-/// Bytes copied before the merged layers' blocks are released, in consume mode.
+/// Most bytes copied before the merged layers' blocks are released, in consume mode.
 const BATCH: u64 = 64 * MIB;
+/// Free space that consume mode leaves to logs, BATs, sector bitmaps and the file system's own structures.
+const RESERVE: u64 = 2 * MIB;
 
 /// What is copied where, and how.
 pub(super) struct Copier<'a> {
@@ -31,6 +33,14 @@ pub(super) struct Copier<'a> {
     pub(super) watch: Option<Arc<Watch>>,
     pub(super) reflinked: AtomicU64,
     pub(super) copied: u64,
+    /// Consume mode: what is copied of the blocks below here was released.
+    released: u64,
+    /// Consume mode: `copied` at that time.
+    copied_then: u64,
+    /// Most bytes copied before the next release.
+    batch: u64,
+    /// The most bytes of one unit for which the target has no place yet.
+    most: u64,
     pace: Pace<'a>,
 }
 
@@ -54,10 +64,15 @@ impl<'a> Copier<'a> {
             watch: None,
             reflinked: AtomicU64::new(0),
             copied: 0,
+            released: 0,
+            copied_then: 0,
+            batch: BATCH,
+            most: 0,
             pace: Pace::new("the merge", hint, options.rate, progress).of(layers[base].name()),
         };
-        let held = copier.bytes_held()?;
+        let (held, most) = copier.held()?;
         copier.pace.expect(held);
+        copier.most = most;
         Ok(copier)
     }
 
@@ -65,60 +80,120 @@ impl<'a> Copier<'a> {
         self.merged[0].virtual_size()
     }
 
-    /// Bytes the merged layers hold as data, each sector counted once.
-    fn bytes_held(&mut self) -> Result<u64> {
+    /// What is released at a time: blocks of all merged layers, whole.
+    fn unit(&self) -> u64 {
+        let blocks = self.merged.iter().map(|layer| layer.geometry().block_size());
+        blocks.fold(MIB, u64::max)
+    }
+
+    /// Bytes the merged layers hold as data, each sector counted once; and the most of them in one unit for which the
+    /// target has no place yet.
+    fn held(&mut self) -> Result<(u64, u64)> {
+        let unit = self.unit();
+        let target = *self.target.geometry();
         let (mut at, mut bytes) = (0, 0);
+        let (mut most, mut new, mut new_in) = (0, 0, 0);
         while at < self.size() {
             let found = walk(&self.merged, 0, at, self.size() - at)?;
+            let end = at + found.len;
             if matches!(found.source, Source::Data { .. }) {
                 bytes += found.len;
+                while at < end {
+                    let block = target.block_of(at);
+                    let inside = at < target.virtual_size();
+                    let stop = match inside {
+                        true => target.block_start(block) + target.block_len(block),
+                        false => end,
+                    };
+                    let stop = stop.min(end).min(align_down(at, unit) + unit);
+                    if !inside || !self.target.payload(block)?.has_space() {
+                        if at / unit != new_in {
+                            (new_in, new) = (at / unit, 0);
+                        }
+                        new += stop - at;
+                        most = most.max(new);
+                    }
+                    at = stop;
+                }
             }
-            at += found.len;
             self.pace.pass(found.len)?;
+            at = end;
         }
-        Ok(bytes)
+        Ok((bytes, most))
+    }
+
+    /// Bytes free for the target to grow into, if known.
+    fn room(&self) -> Option<u64> {
+        let storage = self.target.storage();
+        // A device has its length; what is free inside it is not asked here.
+        let grows = storage.grows_with_zeros();
+        grows.then(|| storage.available_space().unwrap_or(None)).flatten()
+    }
+
+    /// Why releasing the merged layers' blocks makes no room for the target, if so.
+    fn useless_to_consume(&self) -> Option<&'static str> {
+        let volume = |image: &Image| image.storage().id().map(|id| id.0);
+        let elsewhere =
+            |image: &Arc<Image>| volume(image).is_some_and(|v| volume(&self.target).is_some_and(|t| t != v));
+        match () {
+            _ if self.merged.iter().all(elsewhere) => Some("the merged layers are on another file system"),
+            _ if !self.merged.iter().any(|layer| layer.storage().can_release()) => {
+                Some("the file system cannot release parts of a file")
+            }
+            _ => None,
+        }
     }
 
     /// Chooses the mode and refuses before the first byte when there is no room.
     pub(super) fn settle_mode(&mut self) -> Result<()> {
-        let needed = self.pace.now().total;
-        let available = self.target.storage().available_space().unwrap_or(None);
-        let too_little = available.is_some_and(|available| available < needed);
-        match self.mode {
-            MergeMode::Auto if too_little => self.mode = MergeMode::Consume,
-            MergeMode::Copy if too_little => {
-                return Err(Error::new(
-                    ErrorKind::NoSpace,
-                    format!(
-                        "the merge may need {needed} bytes and {} are free",
-                        available.unwrap_or(0)
-                    ),
-                )
-                .with_path(self.target.name())
-                .with_hint("use mode=consume, which needs next to no free space"))
-            }
-            _ => {}
+        let available = self.room();
+        let too_little = |needed: u64| available.is_some_and(|available| available < needed);
+        let all = self.pace.now().total;
+        let needed = match self.mode {
+            MergeMode::Reflink => return Ok(()),
+            MergeMode::Auto | MergeMode::Copy if !too_little(all) => return Ok(()),
+            MergeMode::Copy => all,
+            MergeMode::Auto | MergeMode::Consume => match self.useless_to_consume() {
+                Some(_) => all,
+                None => self.most + RESERVE,
+            },
+        };
+        if !too_little(needed) {
+            self.mode = MergeMode::Consume;
+            return Ok(());
         }
-        Ok(())
+        let why = match self.mode {
+            MergeMode::Copy => None,
+            _ => self.useless_to_consume(),
+        };
+        let available = available.unwrap_or(0);
+        let message = match why {
+            Some(why) => {
+                format!("the merge may need {needed} bytes and {available} are free; consuming frees none: {why}")
+            }
+            None => format!("the merge may need {needed} bytes and {available} are free"),
+        };
+        let error = Error::new(ErrorKind::NoSpace, message).with_path(self.target.name());
+        Err(match self.mode {
+            MergeMode::Copy => error.with_hint("use mode=consume, which needs next to no free space"),
+            _ => error,
+        })
     }
 
     /// Copies everything, and again what a live leaf was written meanwhile until little of it is left.
     pub(super) fn run(&mut self) -> Result<()> {
         let mut at = 0;
-        let mut batch_start = 0;
-        let mut batch_bytes = self.copied;
         while at < self.size() {
-            at += self.copy_step(at, self.size())?;
-            if self.mode == MergeMode::Consume && (self.copied - batch_bytes >= BATCH || at == self.size()) {
-                self.release(batch_start, at)?;
-                // A block cut by the end of the batch is released with the next one.
-                let largest = self
-                    .merged
-                    .iter()
-                    .map(|l| l.geometry().block_size())
-                    .fold(MIB, u64::max);
-                batch_start = align_down(at, largest);
-                batch_bytes = self.copied;
+            match self.copy_step(at, self.size()) {
+                Ok(len) => at += len,
+                Err(error) if error.kind() == ErrorKind::NoSpace => {
+                    at = self.make_room(at, error)?;
+                    continue;
+                }
+                Err(error) => return Err(error),
+            }
+            if self.mode == MergeMode::Consume && self.is_time_to_release(at) {
+                self.release_to(at)?;
             }
         }
         // Each pass takes what was written during the one before; a last one is made with writers standing still.
@@ -133,6 +208,50 @@ impl<'a> Copier<'a> {
         // The caller is not asked with writers waiting: it may be one.
         self.pace.hurry();
         self.copy_written()
+    }
+
+    /// Whether the next unit might not fit before a release.
+    fn is_time_to_release(&self, at: u64) -> bool {
+        let (unit, pending) = (self.unit(), self.copied - self.copied_then);
+        let tight = || self.room().is_some_and(|room| room < unit + RESERVE);
+        at == self.size() || (at % unit == 0 && pending > 0 && (pending + unit > self.batch || tight()))
+    }
+
+    /// The storage is full: releases what is copied; batches are smaller from here on. Returns where to go on.
+    ///
+    /// # Errors
+    /// `error`, when nothing can be released.
+    fn make_room(&mut self, at: u64, error: Error) -> Result<u64> {
+        let unit = self.unit();
+        let copied = align_down(at, unit) - self.released;
+        let may = matches!(self.mode, MergeMode::Auto | MergeMode::Consume) && self.useless_to_consume().is_none();
+        if !may || copied == 0 {
+            return Err(error);
+        }
+        self.mode = MergeMode::Consume;
+        self.batch = (self.copied - self.copied_then) / 2;
+        // The last unit is copied again: logging the release of the others takes space, too.
+        let keep = self.released + if copied > unit { copied - unit } else { copied };
+        let mut from = keep;
+        let end = (at + STEP).min(self.size());
+        while from < end {
+            let found = walk(&self.merged, 0, from, end - from)?;
+            // ORDER: only what merged layers hide, and keep, is given up.
+            if matches!(found.source, Source::Data { .. }) {
+                self.target.hollow(from, found.len)?;
+            }
+            from += found.len;
+        }
+        self.release_to(keep)?;
+        Ok(keep)
+    }
+
+    /// Releases the blocks whose content was copied since the last release. One that reaches behind `at` comes later.
+    fn release_to(&mut self, at: u64) -> Result<()> {
+        self.release(self.released, at)?;
+        self.released = align_down(at, self.unit());
+        self.copied_then = self.copied;
+        Ok(())
     }
 
     /// Copies the blocks of the live leaf written since they were copied.
@@ -164,7 +283,11 @@ impl<'a> Copier<'a> {
             self.pace.pass(found.len)?;
             return Ok(found.len);
         };
-        let len = found.len.min(STEP);
+        let len = match self.mode {
+            // Not across the end of a unit: there the others are released.
+            MergeMode::Consume => found.len.min(STEP).min(self.unit() - at % self.unit()),
+            _ => found.len.min(STEP),
+        };
         let from = &self.merged[found.layer];
         let raw: Option<&dyn Storage> = if from.is_dirty() { None } else { Some(&**from.storage()) };
         let methods: &[CopyMethod] = match self.mode {

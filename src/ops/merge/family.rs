@@ -1,17 +1,44 @@
 //! Who else depends on the files of a merge: found by looking into the directories involved.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::chain::locate::{directory, is_vhdx};
+use crate::chain::locate::directory;
 use crate::chain::Chain;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, IoContext, PathContext, Result};
 use crate::guid::Guid;
 use crate::image::front::Front;
 use crate::image::Image;
 use crate::limits;
 use crate::options::LogPolicy;
 use crate::storage::{Access, FileId};
+
+/// `None` for what is not there, not ours to look at, or no file.
+fn there<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    const NONE: [i32; 9] = [
+        libc::ENOENT,
+        libc::ENOTDIR,
+        libc::ELOOP,
+        libc::EACCES,
+        libc::EPERM,
+        libc::EINVAL,
+        libc::ESTALE,
+        libc::ENOSYS,
+        libc::EOPNOTSUPP,
+    ];
+    match result {
+        Err(e) if e.raw_os_error().is_some_and(|errno| NONE.contains(&errno)) => Ok(None),
+        done => done.map(Some),
+    }
+}
+
+/// Whether reading failed, rather than that what was read is no disk or ends too soon.
+fn is_failure(error: &Error) -> bool {
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<io::Error>());
+    matches!(error.kind(), ErrorKind::Io | ErrorKind::NoSpace)
+        && cause.is_none_or(|cause| cause.kind() != io::ErrorKind::UnexpectedEof)
+}
 
 /// A differencing disk outside the chain.
 #[derive(Debug, Clone)]
@@ -30,13 +57,14 @@ pub(in crate::ops) struct Family {
 }
 
 impl Family {
-    /// Looks into the directories of `layers` and those the caller searches.
-    pub(in crate::ops) fn find(chain: &Chain, layers: &[Arc<Image>]) -> Family {
+    /// Looks into the directories of `layers` and those the caller searches. A file that is there and cannot be read is
+    /// an error: it may be a disk that depends on one of them.
+    pub(in crate::ops) fn find(chain: &Chain, layers: &[Arc<Image>]) -> Result<Family> {
         Family::find_in(chain, layers.iter().map(|image| directory(image.name())))
     }
 
     /// Looks into these directories and those the caller searches.
-    pub(in crate::ops) fn find_in(chain: &Chain, named: impl Iterator<Item = PathBuf>) -> Family {
+    pub(in crate::ops) fn find_in(chain: &Chain, named: impl Iterator<Item = PathBuf>) -> Result<Family> {
         let fs = &*chain.options().file_system;
         let mut directories: Vec<PathBuf> = Vec::new();
         for dir in named.chain(chain.options().search.iter().cloned()) {
@@ -49,18 +77,23 @@ impl Family {
         let mut seen = Vec::new();
         let mut family = Family::default();
         for dir in directories {
-            for path in fs.list(&dir, limits::MAX_SCANNED_ENTRIES).unwrap_or_default() {
-                let Ok(storage) = fs.open(&path, Access::Read) else {
+            let listed = fs.list(&dir, limits::MAX_SCANNED_ENTRIES);
+            let listed = there(listed).context(|| "list the directory".into()).at(&dir)?;
+            for path in listed.unwrap_or_default() {
+                let opened = there(fs.open(&path, Access::Read));
+                let Some(storage) = opened.context(|| "open the file".into()).at(&path)? else {
                     continue;
                 };
                 let id = storage.id();
-                if id.is_some_and(|id| in_chain.contains(&id) || seen.contains(&id)) || !is_vhdx(&*storage) {
+                if id.is_some_and(|id| in_chain.contains(&id) || seen.contains(&id)) {
                     continue;
                 }
-                seen.extend(id);
-                let Ok(front) = Front::read(storage, LogPolicy::Memory, false) else {
-                    continue;
+                let front = match Front::read(storage, LogPolicy::Memory, false) {
+                    Ok(front) => front,
+                    Err(error) if is_failure(&error) => return Err(error.with_path(&path)),
+                    Err(_) => continue,
                 };
+                seen.extend(id);
                 if let Some((linkage, linkage2)) = front.linkage() {
                     family.relatives.push(Relative {
                         path,
@@ -72,7 +105,7 @@ impl Family {
                 }
             }
         }
-        family
+        Ok(family)
     }
 
     /// Children of the disk with this identity.

@@ -165,7 +165,7 @@ impl<'a> Merge<'a> {
         let merged = layers[top].data_write_guid();
         let target = &layers[base];
         let family = match options.relink {
-            true => Family::find(chain, &layers[top..=base]),
+            true => Family::find(chain, &layers[top..=base])?,
             false => Family::default(),
         };
         if !options.orphan_siblings {
@@ -269,7 +269,7 @@ impl<'a> Merge<'a> {
         if record.abandoned == 0 || !options.relink {
             return Ok(());
         }
-        let family = Family::find(self.chain, &[child.clone(), self.target.clone()]);
+        let family = Family::find(self.chain, &[child.clone(), self.target.clone()])?;
         let mut images = Vec::new();
         for file in family.abandoned(next, record.abandoned)? {
             let image = layers::readable(file.path(), self.chain.options(), self.chain.shared())?;
@@ -343,11 +343,9 @@ impl<'a> Merge<'a> {
         let merged: Vec<Arc<Image>> = layers[self.top..self.base].to_vec();
         let top_identity = merged[0].data_write_guid();
         let above = (self.top > 0).then(|| layers[self.top - 1].clone());
-        let children: Vec<Arc<Image>> = above
-            .iter()
-            .cloned()
-            .chain(self.children.iter().map(|child| child.image.clone()))
-            .collect();
+        // ORDER: the child in the chain comes last: until then the merged layers are in it, and another run finishes.
+        let others = self.children.iter().map(|child| child.image.clone());
+        let children: Vec<Arc<Image>> = others.chain(above.clone()).collect();
         self.target.clean()?;
         let complete = Record {
             layers: 0,

@@ -130,7 +130,7 @@ fn tidy(chain: Chain, found: &Pending, options: &MergeOptions, progress: Progres
     let layers = chain.current().layers.clone();
     let child = layers[found.top].clone();
     let merged = child.linkage().and_then(|(_, linkage2)| linkage2);
-    let family = Family::find(&chain, &layers[found.top..=found.base]);
+    let family = Family::find(&chain, &layers[found.top..=found.base])?;
     match merged.map(|merged| family.only(merged)).transpose()?.flatten() {
         // Its chain leads to the target too: merging it again only does what is left to do.
         Some(merged) => {

@@ -246,8 +246,8 @@ impl Enumerator<'_> {
 
     fn can_garble(&self, event: usize) -> bool {
         let below = self.options.garble_below;
-        matches!(&self.events[event], Event::Data { change: Change::Write { at, bytes }, .. }
-            if at + bytes.len() as u64 <= below)
+        matches!(&self.events[event], Event::Data { change: Change::Write { at, len, .. }, .. }
+            if at + len <= below)
     }
 
     /// Makes one state, unless it was made before.
@@ -273,7 +273,8 @@ impl Enumerator<'_> {
         }
         let state = MemoryFileSystem::new();
         for (path, file) in names {
-            state.insert_content(&path, contents.get(&file).cloned().unwrap_or_default());
+            // A file has one name.
+            state.insert_content(&path, contents.remove(&file).unwrap_or_default());
         }
         self.stats.states += 1;
         let point = CrashPoint {
@@ -297,12 +298,12 @@ fn apply(content: &mut Content, change: &Change, fate: Fate) {
     match (change, fate) {
         (_, Fate::Lost) => {}
         (Change::SetLen(len), _) => content.set_len(*len),
-        (Change::Write { at, bytes }, Fate::Kept) => content.write(bytes, *at),
-        (Change::Write { at, bytes }, Fate::Garbled) => content.write(&vec![0xA5; bytes.len()], *at),
+        (Change::Write { at, len, pages }, Fate::Kept) => content.copy(pages, *at, at + len),
+        (Change::Write { at, len, .. }, Fate::Garbled) => content.write(&vec![0xA5; *len as usize], *at),
         (Change::Zero { at, len }, Fate::Kept | Fate::Garbled) => content.zero(*at, *len),
-        (Change::Write { at, bytes }, Fate::Torn { piece, seed }) => {
-            for (from, to) in pieces(*at, bytes.len() as u64, piece, seed) {
-                content.write(&bytes[(from - at) as usize..(to - at) as usize], from);
+        (Change::Write { at, len, pages }, Fate::Torn { piece, seed }) => {
+            for (from, to) in pieces(*at, *len, piece, seed) {
+                content.copy(pages, from, to);
             }
         }
         (Change::Zero { at, len }, Fate::Torn { piece, seed }) => {

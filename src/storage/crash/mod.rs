@@ -23,7 +23,7 @@ use super::{Access, Barrier, CopyMethod, EntryKind, FileId, FileSystem, LockMode
 /// A change to the bytes of a file.
 #[derive(Debug, Clone)]
 enum Change {
-    Write { at: u64, bytes: Arc<[u8]> },
+    Write { at: u64, len: u64, pages: Content },
     SetLen(u64),
     Zero { at: u64, len: u64 },
 }
@@ -132,9 +132,12 @@ impl Storage for CrashStorage {
     }
 
     fn write_at(&self, buf: &[u8], file_offset: u64) -> io::Result<()> {
+        let mut pages = Content::default();
+        pages.write(buf, file_offset);
         let change = Change::Write {
             at: file_offset,
-            bytes: buf.into(),
+            len: buf.len() as u64,
+            pages,
         };
         self.record(change, || self.inner.write_at(buf, file_offset))
     }
@@ -160,6 +163,10 @@ impl Storage for CrashStorage {
 
     fn release_range(&self, file_offset: u64, len: u64) -> io::Result<()> {
         self.zero_range(file_offset, len)
+    }
+
+    fn can_release(&self) -> bool {
+        self.inner.can_release()
     }
 
     fn copy_range_from(

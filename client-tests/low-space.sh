@@ -1,0 +1,71 @@
+#!/usr/bin/env bash
+# Merges on a file system that is nearly full: ext4 on a loop device, or tmpfs. Needs the right to mount; without it,
+# also in CI, tests/low_space.rs has to do.
+. "$(dirname "$0")/lib.sh"
+needs
+trap 'umount -q "$work/full" 2>/dev/null; finish' EXIT
+mkdir full
+
+# volume MIB: an empty file system of that size on full/.
+volume() {
+    umount -q full 2>/dev/null
+    rm -f volume
+    truncate -s "$1M" volume
+    if mkfs.ext4 -q -m 0 -F volume && mount -o loop volume full; then
+        kind=ext4
+    elif mount -t tmpfs -o "size=$1M" tmpfs full; then
+        kind=tmpfs
+    else
+        return 1
+    fi 2>/dev/null
+}
+
+if ! volume 64; then
+    [ -z "${CI:-}" ] || { echo "not allowed to mount: nothing done"; exit 0; }
+    skip "not allowed to mount"
+fi
+
+free() { stat -f -c '%a * %S / 1024' full | { read -r sum; echo $((sum)); }; }
+
+# leave MIB: takes all but so much of what is free.
+leave() {
+    sync full
+    fallocate -l $(($(free) - $1 * 1024))K full/filler
+    sync full
+    check "$(($(free) / 1024)) MiB free of $1" test $(($(free) / 1024)) -le "$1"
+}
+
+# round SIZE FREE MODE BASE: MiB, MiB, mode, how much of the base holds data.
+round() {
+    local size=$1 left=$2 mode=$3 name="$1 MiB child, $2 MiB free, --mode $3, $4 MiB in the base"
+    volume $((size + $4 + left + 128))
+    "$avhdx" create full/base.vhdx --size "${size}M"
+    [ "$4" = 0 ] || head -c "$4M" /dev/urandom | "$avhdx" write full/base.vhdx --offset 0
+    "$avhdx" checkpoint full/base.vhdx full/child.avhdx
+    head -c "${size}M" /dev/urandom | tee >(sha256sum >before) | "$avhdx" write full/child.avhdx --offset 0
+    leave "$left"
+    check "$name ($kind)" "$avhdx" merge full/child.avhdx --mode "$mode"
+    check "child gone: $name" test ! -e full/child.avhdx
+    check "check: $name" "$avhdx" check full/base.vhdx
+    sum full/base.vhdx >after
+    check "content: $name" cmp before after
+}
+
+round 1024 64 consume 0
+round 256 8 auto 0
+round 256 8 auto 256
+round 64 5 consume 0
+
+# Too little even for that.
+volume 128
+"$avhdx" create full/base.vhdx --size 32M
+"$avhdx" checkpoint full/base.vhdx full/child.avhdx
+head -c 32M /dev/urandom | tee >(sha256sum >before) | "$avhdx" write full/child.avhdx --offset 0
+leave 1
+cp full/child.avhdx full/base.vhdx .
+for mode in auto consume; do
+    refused "no room, $mode" "are free" "$avhdx" merge full/child.avhdx --mode "$mode"
+    check "nothing changed" cmp full/child.avhdx child.avhdx
+    check "nothing changed" cmp full/base.vhdx base.vhdx
+done
+report
