@@ -133,6 +133,13 @@ serve "$plugin" "a leaf.avhdx" layer=1
 check "layer=1 is the parent" bash -c 'nbdcopy "$1" layer.raw && cmp layer.raw base.raw' - "$uri"
 stop
 
+# What is printed for libvirt is one line, whatever the socket is called.
+"$avhdx" serve "a leaf.avhdx" --socket $'tab\t\'<&>\n.sock' --plugin "$plugin" --read-only >printed &
+server=$!
+for _ in $(seq 50); do [ -s printed ] || sleep 0.1; done
+check "a path in XML" grep -qF 'tab&#9;&apos;&lt;&amp;>&#10;.sock' printed
+stop
+
 # A directory: one export per leaf, and nothing else.
 "$avhdx" create other.vhdx --size 8M
 serve "$plugin" dir=.
