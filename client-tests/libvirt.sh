@@ -42,7 +42,7 @@ END
 }
 
 # says REGEX COMMAND...: what it prints has a line like that.
-says() { "${@:2}" | tee /dev/stderr | grep -qE "$1"; }
+says() { "${@:2}" | tee /dev/stderr | grep -E "$1" >/dev/null; }
 # written COMMAND: by qemu-io in the machine's QEMU, which says nothing here unless it fails.
 written() { test -z "$(virsh qemu-monitor-command vm --hmp "qemu-io -d /machine/peripheral/virtio-disk0/virtio-backend \"$1\"" | tee /dev/stderr)"; }
 

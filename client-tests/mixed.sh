@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Random mixed I/O on four connections against a model, then the same while the chain is checkpointed and merged beneath.
+# Then layers that are read meanwhile, and clients of the control socket that do nothing.
 . "$(dirname "$0")/lib.sh"
 mixed=$1
-needs nbdcopy
+needs nbdcopy nbdinfo qemu-io perl
 
 "$avhdx" create base.vhdx --size 96M --block-size 1M
 head -c 50000000 /dev/urandom | "$avhdx" write base.vhdx --offset 1M
@@ -47,4 +48,53 @@ stop
 check "the result" "$avhdx" check base.vhdx
 "$avhdx" convert base.vhdx after.raw
 check "the merged disk holds what the model says" cmp after.raw model.raw
+
+# A layer that is read is not merged, and no second layer is read by its name.
+soon() { for _ in $(seq 150); do "$@" && return; sleep 0.1; done; return 1; }
+layer() { nbdinfo --size "nbd+unix:///base.vhdx@$1?socket=${socket// /%20}"; }
+serve "$plugin" base.vhdx control=control
+hold
+check "a checkpoint" "$avhdx" control control checkpoint one.avhdx
+mkfifo reading
+qemu-io -r -f raw "nbd+unix:///base.vhdx@1?socket=${socket// /%20}" <reading >/dev/null 2>&1 9>&- &
+reader=$!
+exec 8>reading
+check "the layer is read" layer 1
+refused "a merge into what is read" "another program uses the file" "$avhdx" control control merge
+check "another checkpoint" "$avhdx" control control checkpoint $'two \xe9.avhdx'
+refused "a number that means another layer now" "" layer 1
+check "why" grep -qF 'base.vhdx@1 was' nbdkit.log
+check "that layer by its new number" layer 2
+refused "a merge of what is read" "another program uses the file" "$avhdx" control control merge 1 --into 2
+exec 8>&-
+wait "$reader"
+check "the number when nobody reads" soon layer 1
+check "a merge when nobody reads" "$avhdx" control control merge --into base.vhdx
+release
+stop
+
+# A client that stopped does not keep a merge, or the server, from its end; those that are silent are hung up on.
+"$avhdx" create other.vhdx --size 128M
+"$avhdx" checkpoint other.vhdx leaf.avhdx
+head -c 8M /dev/urandom | "$avhdx" write leaf.avhdx
+serve "$plugin" leaf.avhdx control=control
+# A line of progress for each.
+check "many small extents" bash -c 'for i in $(seq 1000); do echo "write $((i * 64 + 8192))k 512"; done | qemu-io -f raw "$1"' - "$uri"
+"$avhdx" control control merge --rate 4M &
+client=$!
+sleep 1
+kill -STOP "$client"
+check "a merge whose client stopped" soon test ! -e leaf.avhdx
+check "the server ends" timeout 20 bash -c 'kill "$1"; while kill -0 "$1"; do sleep 0.1; done' - "$server"
+{ kill -KILL "$client" "$server"; wait "$client" "$server"; } 2>/dev/null
+check "what was merged" "$avhdx" check other.vhdx
+serve "$plugin" other.vhdx control=control
+perl -MIO::Socket::UNIX -e '@clients = map { IO::Socket::UNIX->new("control") } 1 .. 16; mkdir "connected"; sleep 60' &
+silent=$!
+soon test -d connected
+refused "one client too many" "too many control connections" "$avhdx" control control info
+sleep 12
+check "room again" "$avhdx" control control info
+kill "$silent"
+stop
 report

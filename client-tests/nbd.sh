@@ -133,6 +133,13 @@ serve "$plugin" "a leaf.avhdx" layer=1
 check "layer=1 is the parent" bash -c 'nbdcopy "$1" layer.raw && cmp layer.raw base.raw' - "$uri"
 stop
 
+# What is printed for libvirt is one line, whatever the socket is called.
+"$avhdx" serve "a leaf.avhdx" --socket $'tab\t\'<&>\n.sock' --plugin "$plugin" --read-only >printed &
+server=$!
+for _ in $(seq 50); do [ -s printed ] || sleep 0.1; done
+check "a path in XML" grep -qF 'tab&#9;&apos;&lt;&amp;>&#10;.sock' printed
+stop
+
 # A directory: one export per leaf, and nothing else.
 "$avhdx" create other.vhdx --size 8M
 serve "$plugin" dir=.
@@ -148,5 +155,41 @@ stop
 serve "$plugin" other.vhdx
 serve_base() { nbdkit -U - "$plugin" base.vhdx --run 'nbdinfo "$uri"'; }
 refused "a parent is not served for writing" "has a child in its directory" serve_base
+stop
+# Nor by another name, or when only a merge that was cut short says that it has a child.
+mkdir links
+ln -s ../base.vhdx links
+in_links() { nbdkit -U - "$plugin" dir=links --run 'nbdinfo "$uri"'; }
+refused "nor through a link" "has a child in its directory" in_links
+mv base.vhdx base.img
+in_image() { nbdkit -U - "$plugin" base.img --run 'nbdinfo "$uri"'; }
+refused "nor with another extension" "has a child in its directory" in_image
+mv base.img base.vhdx
+head -c 30000000 /dev/urandom | "$avhdx" write "a leaf.avhdx"
+"$avhdx" merge "a leaf.avhdx" --rate 1M &
+merge=$!
+sleep 2
+{ kill -KILL "$merge" && wait "$merge"; } 2>/dev/null
+check "the merge was cut short" test -e "a leaf.avhdx"
+refused "nor in the middle of a merge" "has a child in its directory" serve_base
+serve "$plugin" dir=.
+refused "nor listed" "" bash -c 'nbdinfo --list --no-content "$1" | grep "export=\"base.vhdx\""' - "$uri"
+stop
+check "the merge goes on" "$avhdx" merge "a leaf.avhdx"
+
+# A name in a directory follows its disk, and is nobody else's afterwards.
+mkdir dir
+"$avhdx" create dir/vm.vhdx --size 8M
+serve "$plugin" dir=dir control=control
+hold
+exports() { nbdinfo --list --no-content "$uri" | sed -n 's/^export="\(.*\)":/\1/p' | sort | tr '\n' ' '; }
+check "a checkpoint" "$avhdx" control control checkpoint dir/new.avhdx
+check "it is no other disk" test "$(exports)" = "vm.vhdx vm.vhdx@1 "
+check "a merge" "$avhdx" control control merge
+"$avhdx" create dir/new.avhdx --size 16M
+check "a new disk by the name of the checkpoint" \
+    test "$(nbdinfo --size "nbd+unix:///new.avhdx?socket=${socket// /%20}")" = 16777216
+check "and the first" test "$(nbdinfo --size "nbd+unix:///vm.vhdx?socket=${socket// /%20}")" = 8388608
+release
 stop
 report

@@ -43,7 +43,8 @@ fresh() {
 }
 
 start_server() {
-    bash "$work/recipe-server" >served 2>&1 &
+    # exec: what is killed and waited for shall be the server, not a shell that has it as a child.
+    bash -c "exec $(cat "$work/recipe-server")" >served 2>&1 &
     server=$!
     for _ in $(seq 100); do
         [ -S vm.sock ] && nbdinfo 'nbd+unix:///?socket=vm.sock' >/dev/null 2>&1 && return

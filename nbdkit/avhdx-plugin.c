@@ -104,7 +104,7 @@ static const char *plugin_default_export(int readonly, int is_tls)
 static const char *plugin_export_description(void *handle)
 {
     struct connection *connection = handle;
-    char *text = exports_describe(connection->disk->handle, connection->disk->path);
+    char *text = exports_describe(connection->disk->handle);
     const char *kept = text ? nbdkit_strdup_intern(text) : NULL;
 
     free(text);

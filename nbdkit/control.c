@@ -29,6 +29,8 @@
 /* Clients at a time. */
 #define CLIENTS 16
 #define LONGEST_REQUEST 16384
+/* How long a client may be silent, or not listen, before it is hung up on. */
+static const struct timeval patience = { .tv_sec = 10 };
 
 static char *path;
 static int listener = -1;
@@ -146,8 +148,9 @@ static int on_progress(void *user, uint64_t done, uint64_t total)
 {
     char line[64];
 
+    /* A client that does not read, stopped perhaps, misses lines; the merge goes on. */
     snprintf(line, sizeof line, "progress %" PRIu64 " %" PRIu64 "\n", done, total);
-    return stopping || !reply(*(int *)user, line);
+    return stopping || (send(*(int *)user, line, strlen(line), MSG_NOSIGNAL | MSG_DONTWAIT) < 0 && errno != EAGAIN);
 }
 
 /* Reads up to the empty line; false if there is none. */
@@ -253,10 +256,14 @@ static int merge(int fd, struct disk *disk, const struct request *request)
 static int change(int fd, struct disk *disk, const struct request *request)
 {
     char *line;
+    int r;
 
     if (disk->readonly)
         return exports_refuse("the export is read-only", "name the leaf of a writable server");
-    if ((request->to ? exports_checkpoint(disk, request->to, request->opts) : merge(fd, disk, request)) < 0)
+    pthread_mutex_lock(&disk->changing);
+    r = request->to ? exports_checkpoint(disk, request->to, request->opts) : merge(fd, disk, request);
+    pthread_mutex_unlock(&disk->changing);
+    if (r < 0)
         return -1;
     if (asprintf(&line, "done %s\n", avhdx_layer_path(disk->handle, 0)) > 0) {
         reply(fd, line);
@@ -345,6 +352,8 @@ static void *accept_clients(void *unused)
             usleep(100000);
             continue;
         }
+        setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof patience);
+        setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &patience, sizeof patience);
         client = free_client();
         if (!client) {
             reply_failed(fd, AVHDX_ERR_LOCKED, "too many control connections", "try again when one has ended");
@@ -385,8 +394,9 @@ void control_stop(void)
         running = false;
     }
     if (listener >= 0) {
-        close(listener);
+        /* While it is ours: afterwards another server may have made its own. */
         unlink(path);
+        close(listener);
         listener = -1;
     }
     free(path);

@@ -177,7 +177,17 @@ static avhdx_opts *open_options(bool readonly)
     return opts;
 }
 
-/* A disk to ask about: the one that is served, or else one opened without locks, which writes nothing. The caller gives
+/* Without locks, and nothing is written. */
+static avhdx_opts *looking_options(void)
+{
+    avhdx_opts *opts = open_options(true);
+
+    avhdx_opts_set_bool(opts, "lock", 0);
+    avhdx_opts_set_str(opts, "log", "memory");
+    return opts;
+}
+
+/* A disk to ask about: the one that is served, or else one opened with looking_options. The caller gives
  * it back with stop_looking. */
 static int look(avhdx_disk **handle, const char *path)
 {
@@ -190,9 +200,7 @@ static int look(avhdx_disk **handle, const char *path)
             return 0;
         }
     }
-    opts = open_options(true);
-    avhdx_opts_set_bool(opts, "lock", 0);
-    avhdx_opts_set_str(opts, "log", "memory");
+    opts = looking_options();
     r = avhdx_open(handle, path, opts);
     avhdx_opts_free(opts);
     return r;
@@ -218,6 +226,7 @@ static const char *base_name(const char *path)
 struct candidate {
     char *path;
     struct avhdx_probe probe;
+    uint8_t linkage2[16]; /* what else its parent may be: a merge was cut short */
     bool has_child;
 };
 
@@ -245,6 +254,25 @@ static int by_path(const void *a, const void *b)
     return strcmp(((const struct candidate *)a)->path, ((const struct candidate *)b)->path);
 }
 
+static bool is_child(const struct candidate *file, const uint8_t *parent)
+{
+    return (file->probe.flags & AVHDX_INFO_HAS_PARENT) &&
+           (memcmp(file->probe.parent_linkage, parent, 16) == 0 || memcmp(file->linkage2, parent, 16) == 0);
+}
+
+static void read_linkage2(struct candidate *file)
+{
+    struct avhdx_layer_info info = AVHDX_LAYER_INFO_INIT;
+    avhdx_opts *opts = looking_options();
+    avhdx_disk *handle;
+
+    avhdx_opts_set_bool(opts, "parents", 0);
+    if (avhdx_open(&handle, file->path, opts) == 0 && avhdx_layer_info(handle, 0, &info) == 0)
+        memcpy(file->linkage2, info.parent_linkage2, 16);
+    avhdx_abort(handle);
+    avhdx_opts_free(opts);
+}
+
 /* Looks at every disk in a directory; one that another names as its parent has a child. */
 static int scan_dir(const char *path, struct scan *scan)
 {
@@ -267,6 +295,8 @@ static int scan_dir(const char *path, struct scan *scan)
             free(found.path);
             continue;
         }
+        if (found.probe.flags & AVHDX_INFO_HAS_PARENT)
+            read_linkage2(&found);
         more = realloc(scan->files, (scan->n + 1) * sizeof *more);
         if (!more) {
             free(found.path);
@@ -278,26 +308,31 @@ static int scan_dir(const char *path, struct scan *scan)
     closedir(dir);
     for (size_t i = 0; i < scan->n; i++)
         for (size_t j = 0; j < scan->n; j++)
-            if ((scan->files[j].probe.flags & AVHDX_INFO_HAS_PARENT) &&
-                memcmp(scan->files[j].probe.parent_linkage, scan->files[i].probe.data_write_guid, 16) == 0)
+            if (is_child(&scan->files[j], scan->files[i].probe.data_write_guid))
                 scan->files[i].has_child = true;
     if (scan->n)
         qsort(scan->files, scan->n, sizeof *scan->files, by_path);
     return 0;
 }
 
-/* Writing to a file that is somebody's parent makes the children unusable. */
+/* Writing to a file that is somebody's parent makes the children unusable. They are looked for where the file itself
+ * is, which may be elsewhere than a link to it. */
 static int refuse_parent(const char *path)
 {
-    char *dir = strndup(path, (size_t)(base_name(path) - path));
+    struct avhdx_probe probe = AVHDX_PROBE_INIT;
+    char *dir = realpath(path, NULL);
     struct scan scan;
     int r = 0;
 
-    if (!dir)
-        return no_memory();
-    if (scan_dir(*dir ? dir : "/", &scan) == 0) {
+    /* What cannot be looked at cannot be opened, and the open says why. */
+    if (!dir || avhdx_probe(dir, &probe) < 0) {
+        free(dir);
+        return 0;
+    }
+    dir[base_name(dir) - dir] = 0;
+    if (scan_dir(dir, &scan) == 0) {
         for (size_t i = 0; i < scan.n; i++)
-            if (scan.files[i].has_child && strcmp(base_name(scan.files[i].path), base_name(path)) == 0)
+            if (is_child(&scan.files[i], probe.data_write_guid))
                 r = -1;
         scan_free(&scan);
     }
@@ -319,10 +354,13 @@ static struct export *find_export(const char *name)
     return e;
 }
 
+/* A file that another export has followed to is served already. */
 static struct export *add_export(const char *path)
 {
-    struct export *e = find_export(base_name(path));
+    struct export *e = exports;
 
+    while (e && strcmp(e->name, base_name(path)) != 0 && strcmp(e->path, path) != 0)
+        e = e->next;
     if (e)
         return e;
     e = calloc(1, sizeof *e);
@@ -415,14 +453,14 @@ const char *exports_default(void)
     return default_name;
 }
 
-char *exports_describe(avhdx_disk *handle, const char *path)
+char *exports_describe(avhdx_disk *handle)
 {
     static const char *const types[] = { "", "fixed", "dynamic", "differencing" };
     struct avhdx_info info = AVHDX_INFO_INIT;
     char *text;
 
     if (avhdx_get_info(handle, &info) < 0 ||
-        asprintf(&text, "%s: %s, %" PRIu64 " bytes, %" PRIu32 " layer%s", path,
+        asprintf(&text, "%s: %s, %" PRIu64 " bytes, %" PRIu32 " layer%s", avhdx_layer_path(handle, 0),
                  info.type < 4 ? types[info.type] : "", info.virtual_size, info.layer_count,
                  info.layer_count == 1 ? "" : "s") < 0)
         return NULL;
@@ -441,7 +479,7 @@ int exports_list(int (*found)(void *, const char *, const char *), void *user)
         char *text = NULL;
 
         if (look(&handle, e->path) == 0) {
-            text = exports_describe(handle, e->path);
+            text = exports_describe(handle);
             layers = avhdx_layer_count(handle);
         } else if (asprintf(&text, "%s", avhdx_error_message(NULL)) < 0) {
             text = NULL;
@@ -450,6 +488,7 @@ int exports_list(int (*found)(void *, const char *, const char *), void *user)
             r = found(user, e->name, text);
         free(text);
         for (int layer = 1; layer < layers && r == 0; layer++) {
+            const char *path;
             char *name;
 
             if (config_layer && layer != config_layer)
@@ -457,7 +496,8 @@ int exports_list(int (*found)(void *, const char *, const char *), void *user)
             if (asprintf(&name, "%s@%d", e->name, layer) < 0)
                 break;
             text = NULL;
-            if (asprintf(&text, "%s, read-only", avhdx_layer_path(handle, (uint32_t)layer)) < 0)
+            path = avhdx_layer_path(handle, (uint32_t)layer);
+            if (asprintf(&text, "%s, read-only", path ? path : "merged away") < 0)
                 text = NULL;
             r = found(user, name, text);
             free(text);
@@ -500,6 +540,7 @@ static struct export *find_layer(const char *name, unsigned long *layer)
 static char *layer_path(const char *leaf, unsigned long layer)
 {
     avhdx_disk *handle;
+    const char *found = NULL;
     char *path = NULL;
     int r = look(&handle, leaf);
 
@@ -507,23 +548,32 @@ static char *layer_path(const char *leaf, unsigned long layer)
         say_failure(r);
         return NULL;
     }
-    if (layer >= (unsigned long)avhdx_layer_count(handle))
+    if (layer <= UINT32_MAX)
+        found = avhdx_layer_path(handle, (uint32_t)layer);
+    if (!found)
         no_layer(leaf, layer, avhdx_layer_count(handle));
-    else if (!(path = strdup(avhdx_layer_path(handle, (uint32_t)layer))))
+    else if (!(path = strdup(found)))
         no_memory();
     stop_looking(handle);
     return path;
 }
 
-static struct disk *open_disk(const char *path, bool readonly)
+static struct disk *open_disk(struct export *e, unsigned long layer, const char *path, bool readonly)
 {
-    struct disk *disk;
+    struct disk *disk = disks;
     avhdx_opts *opts;
     int r;
 
-    for (disk = disks; disk; disk = disk->next)
-        if (disk->readonly == readonly && strcmp(disk->path, path) == 0)
-            return disk;
+    while (disk && (disk->export != e || disk->layer != layer || disk->readonly != readonly))
+        disk = disk->next;
+    if (disk && strcmp(disk->path, path) == 0)
+        return disk;
+    if (disk) {
+        /* One client's connections must not read different disks. */
+        say(AVHDX_ERR_LOCKED, EBUSY, "ask again when they are gone, or for the number that layer has now",
+            "%s@%lu was %s when clients connected that still are, and is %s now", e->name, layer, disk->path, path);
+        return NULL;
+    }
     if (!readonly && refuse_parent(path) < 0)
         return NULL;
     disk = calloc(1, sizeof *disk);
@@ -541,7 +591,10 @@ static struct disk *open_disk(const char *path, bool readonly)
         say_failure(r);
         return NULL;
     }
+    disk->export = e;
+    disk->layer = layer;
     disk->readonly = readonly;
+    pthread_mutex_init(&disk->changing, NULL);
     disk->next = disks;
     disks = disk;
     return disk;
@@ -559,7 +612,7 @@ struct disk *exports_acquire(const char *name, bool readonly)
         char *path = layer ? layer_path(e->path, layer) : strdup(e->path);
 
         if (path)
-            disk = open_disk(path, readonly || config_readonly || layer);
+            disk = open_disk(e, layer, path, readonly || config_readonly || layer);
         free(path);
     }
     if (disk)
@@ -605,6 +658,7 @@ int exports_release(struct disk *disk)
             link = &(*link)->next;
         *link = disk->next;
         r = avhdx_close(disk->handle);
+        pthread_mutex_destroy(&disk->changing);
         free(disk->path);
         free(disk);
     }
@@ -612,23 +666,23 @@ int exports_release(struct disk *disk)
     return r;
 }
 
-/* Export and disk follow to the file that is the leaf now. */
+/* Export and disk follow to the file that is the leaf now, under the name that a directory's listing has for it. */
 static void follow(struct disk *disk)
 {
-    char *now = strdup(avhdx_layer_path(disk->handle, 0));
+    const char *leaf = avhdx_layer_path(disk->handle, 0);
+    char *now = realpath(leaf, NULL), *again;
 
+    if (!now)
+        now = strdup(leaf);
+    again = now ? strdup(now) : NULL;
     pthread_mutex_lock(&table);
-    for (struct export *e = exports; e && now; e = e->next) {
-        char *path = strcmp(e->path, disk->path) == 0 ? strdup(now) : NULL;
-
-        if (path) {
-            free(e->path);
-            e->path = path;
-        }
-    }
-    if (now) {
+    if (again) {
+        free(disk->export->path);
         free(disk->path);
-        disk->path = now;
+        disk->export->path = now;
+        disk->path = again;
+    } else {
+        free(now);
     }
     pthread_mutex_unlock(&table);
 }

@@ -1,17 +1,22 @@
-/* What is served: which files are exports, and one open disk for all connections to the same file. */
+/* What is served: which files are exports, and one open disk for all connections to the same export. */
 #ifndef AVHDX_NBDKIT_EXPORTS_H
 #define AVHDX_NBDKIT_EXPORTS_H
 
 #include <avhdx.h>
+#include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
 
 /* An open disk, shared. */
+struct export;
 struct disk {
     avhdx_disk *handle;
+    struct export *export;
+    unsigned long layer; /* 0: the leaf */
     char *path;
     bool readonly;
     unsigned users;
+    pthread_mutex_t changing; /* held while its layers change, so that their numbers mean what they meant */
     struct disk *next;
 };
 
@@ -47,13 +52,14 @@ int exports_release(struct disk *disk);
 
 /* avhdx_info_json of an export, open or not; free it with avhdx_free. */
 char *exports_info(const char *name);
-/* Change the layers of a disk in use, as the library's functions do; its export follows to what is the leaf now. */
+/* Change the layers of a disk in use, as the library's functions do; its export follows to what is the leaf now. The
+ * caller holds `changing`. */
 int exports_checkpoint(struct disk *disk, const char *to, const avhdx_opts *opts);
 int exports_merge(struct disk *disk, uint32_t top, uint32_t base, const avhdx_opts *opts,
                   const avhdx_progress_cb *progress);
 
 /* One line that describes an open disk; free it. */
-char *exports_describe(avhdx_disk *handle, const char *path);
+char *exports_describe(avhdx_disk *handle);
 
 /* Says why the library's last call failed; returns -1. */
 int say_failure(int negative_errno);

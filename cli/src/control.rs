@@ -23,7 +23,8 @@ pub(crate) fn control(socket: &Path, export: Option<&str>, verb: Control) -> Out
         request.add("export", export.as_bytes())?;
     }
     request.text.push(b'\n');
-    (&stream).write_all(&request.text)?;
+    // A server with too many clients has hung up already; its answer says so.
+    let _ = (&stream).write_all(&request.text);
     let done = answer(stream, matches!(verb, Control::Merge { .. }))?;
     match verb {
         Control::Info => {
@@ -108,9 +109,11 @@ impl Request {
 /// What the server says after "done". Ctrl-C hangs up, and the server cancels.
 fn answer(stream: UnixStream, long: bool) -> Result<String, Failure> {
     let mut bar = long.then(|| Bar::new("merging"));
-    let mut lines = BufReader::new(stream).lines();
+    // A path may have bytes that are not UTF-8.
+    let lines = BufReader::new(stream).split(b'\n').map_while(Result::ok);
+    let mut lines = lines.map(|line| String::from_utf8_lossy(&line).into_owned());
     let other = |message: &str, hint: &str| Failure::Other(message.to_string(), hint.to_string());
-    while let Some(line) = lines.next().transpose()? {
+    while let Some(line) = lines.next() {
         let (word, rest) = line.split_once(' ').unwrap_or((&line, ""));
         match word {
             "progress" => {
@@ -123,7 +126,7 @@ fn answer(stream: UnixStream, long: bool) -> Result<String, Failure> {
             "done" => return Ok(rest.to_string()),
             "failed" => {
                 let message = rest.split_once(' ').map_or(rest, |(_, message)| message);
-                let hint = lines.next().transpose()?.unwrap_or_default();
+                let hint = lines.next().unwrap_or_default();
                 return Err(other(message, hint.strip_prefix("hint ").unwrap_or_default()));
             }
             _ => {}

@@ -147,7 +147,9 @@ fn percent_encoded(path: &Path) -> String {
 }
 
 fn escaped(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('\'', "&apos;")
+    let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('\'', "&apos;");
+    // As they are they would be read as spaces.
+    text.replace('\t', "&#9;").replace('\n', "&#10;").replace('\r', "&#13;")
 }
 
 /// What to paste where. docs/integration.md has the rest of each story.
