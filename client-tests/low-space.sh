@@ -1,6 +1,5 @@
 #!/usr/bin/env bash
-# Merges on a file system that is nearly full: ext4 on a loop device, or tmpfs. Needs the right to mount; without it,
-# also in CI, tests/low_space.rs has to do.
+# Merges on a file system that is nearly full: ext4 on a loop device, or tmpfs. Needs the right to mount.
 . "$(dirname "$0")/lib.sh"
 needs
 trap 'umount -q "$work/full" 2>/dev/null; finish' EXIT
@@ -20,10 +19,7 @@ volume() {
     fi 2>/dev/null
 }
 
-if ! volume 64; then
-    [ -z "${CI:-}" ] || { echo "not allowed to mount: nothing done"; exit 0; }
-    skip "not allowed to mount"
-fi
+volume 64 || skip "not allowed to mount"
 
 free() { stat -f -c '%a * %S / 1024' full | { read -r sum; echo $((sum)); }; }
 
