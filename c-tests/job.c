@@ -180,8 +180,9 @@ static void in_use(avhdx_disk *disk, int step)
 }
 
 /* keys may have one %s for the directory. Every operation: in steps, cancelled in the middle, again, to its end. */
-static void stepped(const char *operation, const char *keys, int layers)
+static void stepped(const char *operation, const char *keys, int layers, const char *reports)
 {
+    char *report;
     avhdx_disk *disk = family(operation);
     struct avhdx_progress progress = AVHDX_PROGRESS_INIT;
     char line[512], name[64];
@@ -198,6 +199,7 @@ static void stepped(const char *operation, const char *keys, int layers)
         CHECK(progress.done > 0 && progress.done <= progress.total);
         in_use(disk, step++);
     }
+    CHECK(avhdx_job_report_json(job) == NULL);
     CHECK_OK(avhdx_job_cancel(job));
     CHECK_FAILS(avhdx_job_step(job, MIB, NULL), ECANCELED, AVHDX_ERR_CANCELLED);
     CHECK_HAS(avhdx_error_hint(NULL), "run");
@@ -210,6 +212,9 @@ static void stepped(const char *operation, const char *keys, int layers)
         in_use(disk, step++);
     CHECK_OK(r);
     CHECK(steps >= 3);
+    NEED((report = avhdx_job_report_json(job)) != NULL);
+    CHECK_HAS(report, reports);
+    avhdx_free(report);
     /* What was written meanwhile need not be dealt with. */
     CHECK(progress.done > 0 && progress.done <= progress.total);
     avhdx_job_free(job);
@@ -228,38 +233,63 @@ static void stepped(const char *operation, const char *keys, int layers)
 
 static void a_merge_below_the_leaf(void)
 {
-    stepped("merge", "top=1,base=2,mode=copy", 2);
+    stepped("merge", "top=1,base=2,mode=copy", 2, "a.avhdx\"]");
 }
 
 static void a_deletion(void)
 {
-    stepped("delete", "top=1,into=children", 2);
+    stepped("delete", "top=1,into=children", 2, "\"into-children\":true");
 }
 
 static void a_rebase(void)
 {
-    stepped("rebase", "onto=%s/base.vhdx", 2);
+    stepped("rebase", "onto=%s/base.vhdx", 2, "{\"bytes\":");
 }
 
 static void a_detach(void)
 {
-    stepped("detach", "", 1);
+    stepped("detach", "", 1, "{\"bytes\":");
 }
 
 static void a_compaction(void)
 {
-    stepped("compact", "mode=full", 3);
+    stepped("compact", "mode=full", 3, "\"size-before\":");
 }
 
 static void a_conversion(void)
 {
     avhdx_disk *disk;
 
-    stepped("convert", "out=%s/new.vhdx,type=fixed", 3);
+    stepped("convert", "out=%s/new.vhdx,type=fixed", 3, "\"format\":\"vhdx\"");
     /* What was written meanwhile may be in it or not. */
     NEED((disk = open_with(tmp("convert/new.vhdx"), "")) != NULL);
     CHECK_OK(avhdx_pread(disk, buf, DISK_SIZE, 0));
     CHECK(memcmp(buf, model, MIB) == 0 && all(buf + 56 * MIB, 1000, 0));
+    CHECK_OK(avhdx_close(disk));
+}
+
+static void a_digest(void)
+{
+    avhdx_disk *disk;
+    avhdx_job *job;
+    avhdx_opts *o = opts("top=1,algorithm=sha512");
+    unsigned char sum[64];
+    char hex[129], *report;
+    size_t len = sizeof sum, i;
+
+    stepped("digest", "", 3, "\"algorithm\":\"sha256\"");
+    NEED((disk = open_with(tmp("digest/b.avhdx"), "")) != NULL);
+    CHECK_OK(avhdx_job_new(&job, disk, "digest", o));
+    while (avhdx_job_step(job, MIB, NULL) == 1)
+        ;
+    NEED((report = avhdx_job_report_json(job)) != NULL);
+    avhdx_job_free(job);
+    CHECK_OK(avhdx_digest(disk, 1, "sha512", sum, &len, NULL, NULL));
+    for (i = 0; i < len; i++)
+        snprintf(hex + 2 * i, 3, "%02x", sum[i]);
+    CHECK_HAS(report, hex);
+    avhdx_free(report);
+    avhdx_opts_free(o);
     CHECK_OK(avhdx_close(disk));
 }
 
@@ -289,7 +319,7 @@ static void refusals(void)
     avhdx_job *job;
 
     CHECK_FAILS(avhdx_job_new(&job, disk, "dance", NULL), EINVAL, AVHDX_ERR_ARGUMENT);
-    CHECK_HAS(avhdx_error_hint(NULL), "merge, delete, rebase, detach, convert, compact");
+    CHECK_HAS(avhdx_error_hint(NULL), "merge, delete, rebase, detach, convert, compact, digest");
     CHECK_OK(avhdx_job_new(&job, disk, "merge", o));
     CHECK_FAILS(avhdx_job_step(job, 1, NULL), EINVAL, AVHDX_ERR_ARGUMENT);
     CHECK_OK(merge_with(disk, 0, 1, ""));
@@ -315,6 +345,7 @@ int main(void)
     RUN(a_detach);
     RUN(a_compaction);
     RUN(a_conversion);
+    RUN(a_digest);
     RUN(keys_are_those_of_the_operation);
     RUN(refusals);
     free(model);

@@ -73,6 +73,7 @@ static void without_a_disk(void)
     REFUSES(avhdx_job_step(NULL, 1, NULL), "job");
     REFUSES(avhdx_job_progress(NULL, &progress), "job");
     REFUSES(avhdx_job_cancel(NULL), "job");
+    REFUSES_PTR(avhdx_job_report_json(NULL), "job");
     avhdx_job_free(NULL);
     REFUSES(avhdx_plan(NULL, "merge", NULL, &plan), "disk");
     REFUSES(avhdx_plan(NULL, NULL, NULL, &plan), "operation");

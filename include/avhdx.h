@@ -1365,7 +1365,7 @@ struct avhdx_progress
  *
  * "merge" (avhdx_merge): "top" and "base"; "delete" (avhdx_delete_layer): "top", the layer deleted; "rebase"
  * (avhdx_rebase): "onto", the new parent; "detach" (avhdx_detach); "convert" (avhdx_convert): "out", the new file;
- * "compact" (avhdx_compact).
+ * "compact" (avhdx_compact); "digest" (avhdx_digest): "top", the layer, and "algorithm".
  *
  * Keys: those of the operation and of "job". Errors: ARGUMENT; PENDING_OPERATION when the disk has a job that is not
  * over. job: not NULL, *job is NULL after a failure; disk, operation: not NULL; opts: may be NULL where the operation
@@ -1383,6 +1383,14 @@ int avhdx_job_step(avhdx_job *job, uint64_t max_bytes, struct avhdx_progress *pr
 
 /* Tells how far a job is, also while another thread steps it. job, progress: not NULL. Any thread. Since 1.0. */
 int avhdx_job_progress(avhdx_job *job, struct avhdx_progress *progress);
+
+/*
+ * What a job that is done reports, as a JSON object: "merge" bytes, reflinked, relinked, removed and target; "delete" bytes,
+ * into-children, relinked and removed; "rebase" and "detach" bytes; "convert" format, virtual-size and file-size;
+ * "compact" what avhdx_compact counts; "digest" algorithm and digest, in hexadecimal. Free it with avhdx_free. NULL for a
+ * failure: ARGUMENT when it is not done. job: not NULL. Any thread. Since 1.0.
+ */
+char *avhdx_job_report_json(avhdx_job *job);
 
 /*
  * Asks a job to end: the step that runs, or the next one, returns CANCELLED, unless it was done before. The disk reads

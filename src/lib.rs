@@ -19,6 +19,7 @@ pub mod ffi;
 pub mod format;
 pub mod guid;
 mod image;
+mod json;
 pub mod limits;
 mod log;
 pub mod ops;

@@ -245,7 +245,8 @@ impl Default for MergeOptions {
 }
 
 /// A format of disk images.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
 #[non_exhaustive]
 pub enum ImageFormat {
     /// The bytes of the disk.

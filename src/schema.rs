@@ -15,7 +15,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::guid::Guid;
 use crate::limits;
 use crate::ops::tree::TreeOptions;
-use crate::ops::{CheckOptions, CompareOptions, DigestOptions, RepairOptions};
+use crate::ops::{CheckOptions, CompareOptions, DigestAlgorithm, DigestOptions, RepairOptions};
 use crate::options::OpenOptions;
 use crate::options::{CacheMode, CheckpointOptions, CreateOptions, DiskType, LogPolicy, MergeMode, MergeOptions};
 use crate::options::{CompactMode, CompactOptions, ResizeOptions};
@@ -237,6 +237,8 @@ pub struct JobOptions {
     pub onto: Option<PathBuf>,
     /// The new file.
     pub out: Option<PathBuf>,
+    /// The checksum.
+    pub algorithm: Option<DigestAlgorithm>,
 }
 
 impl Settings {
@@ -640,7 +642,7 @@ static CHECK: &[Key] = keys! {
 };
 
 static JOB: &[Key] = keys! {
-    "top", ValueType::Number, "0", "merge: the uppermost layer merged, delete: the layer deleted; 0 is the leaf",
+    "top", ValueType::Number, "0", "merge: the uppermost layer merged, delete: the layer deleted, digest: that of which; 0 is the leaf",
         job.top = |v| number(v, u64::from(u32::MAX)).map(|n| Some(n as usize));
     "base", ValueType::Number, "top + 1", "merge: the layer merged into",
         job.base = |v| number(v, u64::from(u32::MAX)).map(|n| Some(n as usize));
@@ -648,6 +650,8 @@ static JOB: &[Key] = keys! {
         job.onto = |v| path(v).map(Some);
     "out", ValueType::Path, "", "convert: the new file; needed there",
         job.out = |v| path(v).map(Some);
+    "algorithm", ValueType::Choice(&["sha256", "sha512"]), "sha256", "digest: the checksum",
+        job.algorithm = |v| choice(v, ALGORITHM).map(Some);
 };
 
 static TREE: &[Key] = keys! {
@@ -656,6 +660,9 @@ static TREE: &[Key] = keys! {
     "outside", ValueType::Bool, "on", "follow recorded paths to parents outside the directories",
         tree.outside = |v| boolean(v);
 };
+
+const ALGORITHM: &[(&str, DigestAlgorithm)] =
+    &[("sha256", DigestAlgorithm::Sha256), ("sha512", DigestAlgorithm::Sha512)];
 
 const FORMAT: &[(&str, Option<ImageFormat>)] = &[
     ("raw", Some(ImageFormat::Raw)),

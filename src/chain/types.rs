@@ -1,8 +1,8 @@
 //! What a chain tells about itself.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 use crate::guid::Guid;
 use crate::options::DiskType;
@@ -69,7 +69,7 @@ pub struct Limits {
 #[non_exhaustive]
 pub struct LayerInfo {
     /// Path. In JSON, bytes that are not UTF-8 are replaced.
-    #[serde(serialize_with = "lossy")]
+    #[serde(serialize_with = "crate::json::path")]
     pub filename: PathBuf,
     /// Always "vhdx".
     pub format: &'static str,
@@ -106,7 +106,7 @@ pub struct LayerInfo {
     /// Locator entries other than the linkage, as stored.
     pub parent_paths: Vec<(String, String)>,
     /// The file found.
-    #[serde(serialize_with = "lossy_option")]
+    #[serde(serialize_with = "crate::json::optional_path")]
     pub full_backing_filename: Option<PathBuf>,
 }
 
@@ -148,15 +148,4 @@ pub struct Probe {
     pub parent_linkage: Option<Guid>,
     /// The log is dirty.
     pub dirty_flag: bool,
-}
-
-fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&path.to_string_lossy())
-}
-
-fn lossy_option<S: Serializer>(path: &Option<PathBuf>, serializer: S) -> Result<S::Ok, S::Error> {
-    match path {
-        Some(path) => lossy(path, serializer),
-        None => serializer.serialize_none(),
-    }
 }

@@ -7,11 +7,15 @@
 //! The operation has a thread of its own, which runs only while a step waits for it: I/O callbacks are called there.
 
 use std::ffi::{c_char, c_int};
+use std::sync::{Arc, OnceLock};
+
+use serde_json::Value;
 
 use super::disk::{avhdx_disk, on_disk_alone};
-use super::guard::{borrow, guard, out_handle, text, Out, Output};
+use super::guard::{argument, borrow, guard, out_handle, text, Out, Output};
 use super::operation::Operation;
 use super::opts::{avhdx_opts, choose};
+use super::owned_string;
 use crate::ops::Job;
 use crate::options::Progress;
 use crate::schema::Kind;
@@ -20,6 +24,7 @@ use crate::schema::Kind;
 #[derive(Debug)]
 pub struct avhdx_job {
     job: Job,
+    report: Arc<OnceLock<Value>>,
 }
 
 /// How far a job is. Since 1.0.
@@ -43,7 +48,7 @@ unsafe impl Output for avhdx_progress {}
 ///
 /// "merge" (avhdx_merge): "top" and "base"; "delete" (avhdx_delete_layer): "top", the layer deleted; "rebase"
 /// (avhdx_rebase): "onto", the new parent; "detach" (avhdx_detach); "convert" (avhdx_convert): "out", the new file;
-/// "compact" (avhdx_compact).
+/// "compact" (avhdx_compact); "digest" (avhdx_digest): "top", the layer, and "algorithm".
 ///
 /// Keys: those of the operation and of "job". Errors: ARGUMENT; PENDING_OPERATION when the disk has a job that is not
 /// over. job: not NULL, *job is NULL after a failure; disk, operation: not NULL; opts: may be NULL where the operation
@@ -66,13 +71,19 @@ pub unsafe extern "C" fn avhdx_job_new(
         // SAFETY: the caller's promise is that of `choose`.
         let settings = unsafe { choose(opts, &[operation.kind, Kind::Job]) }?.settings;
         operation.check_keys(&settings.job)?;
+        let report = Arc::new(OnceLock::new());
+        let reported = report.clone();
         let make = |disk: &avhdx_disk| {
             disk.check_io(operation.kind.name(), &(operation.needs)(&settings))?;
-            disk.start_job(move |chain, progress| (operation.run)(chain, &settings, progress))
+            disk.start_job(move |chain, progress| {
+                let report = (operation.run)(chain, &settings, progress)?;
+                reported.get_or_init(|| report);
+                Ok(())
+            })
         };
         // SAFETY: the caller's promise is that of `on_disk_alone`.
         let job = unsafe { on_disk_alone(disk, make) }?;
-        *out = Box::into_raw(Box::new(avhdx_job { job }));
+        *out = Box::into_raw(Box::new(avhdx_job { job, report }));
         Ok(0)
     })
 }
@@ -114,6 +125,23 @@ pub unsafe extern "C" fn avhdx_job_progress(job: *mut avhdx_job, progress: *mut 
         // SAFETY: the caller's promise is that of `Out::new`.
         unsafe { Out::new(progress, "progress") }?.set(shape(job.control().progress()));
         Ok(0)
+    })
+}
+
+/// What a job that is done reports, as a JSON object: "merge" bytes, reflinked, relinked, removed and target; "delete" bytes,
+/// into-children, relinked and removed; "rebase" and "detach" bytes; "convert" format, virtual-size and file-size;
+/// "compact" what avhdx_compact counts; "digest" algorithm and digest, in hexadecimal. Free it with avhdx_free. NULL for a
+/// failure: ARGUMENT when it is not done. job: not NULL. Any thread. Since 1.0.
+///
+/// # Safety
+/// `job` is NULL or as described, and not freed before the call ends.
+#[no_mangle]
+pub unsafe extern "C" fn avhdx_job_report_json(job: *mut avhdx_job) -> *mut c_char {
+    guard(|| {
+        // SAFETY: the caller's promise is that of `borrow`.
+        let report = unsafe { borrow(job, "job") }?.report.get();
+        let report = report.ok_or_else(|| argument("the job is not done").with_hint("step it until it returns 0"))?;
+        owned_string(&report.to_string())
     })
 }
 

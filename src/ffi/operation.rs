@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use serde_json::Value;
+
 use super::convert::NEEDS;
 use super::guard::argument;
 use super::io::Need;
@@ -9,7 +11,7 @@ use super::ops::merge_needs;
 use super::surgery::DELETE_NEEDS;
 use crate::chain::Chain;
 use crate::error::Result;
-use crate::ops;
+use crate::ops::{self, DigestAlgorithm};
 use crate::options::ProgressFn;
 use crate::schema::{JobOptions, Kind, Settings};
 
@@ -19,7 +21,13 @@ pub(super) struct Operation {
     /// Its keys of "job".
     keys: &'static [&'static str],
     pub(super) needs: fn(&Settings) -> Vec<Need>,
-    pub(super) run: fn(&Chain, &Settings, ProgressFn<'_>) -> Result<()>,
+    /// Its report.
+    pub(super) run: fn(&Chain, &Settings, ProgressFn<'_>) -> Result<Value>,
+}
+
+/// A report. Its members are numbers and text, which always have a form.
+fn json(report: impl serde::Serialize) -> Value {
+    serde_json::to_value(report).unwrap_or_default()
 }
 
 const WRITE: fn(&Settings) -> Vec<Need> = |_| vec![Need::Write];
@@ -32,7 +40,7 @@ static OPERATIONS: &[Operation] = &[
         run: |chain, s, progress| {
             let top = s.job.top.unwrap_or(0);
             let base = s.job.base.unwrap_or(top.saturating_add(1));
-            ops::merge(chain, top, base, &s.merge, progress).map(drop)
+            ops::merge(chain, top, base, &s.merge, progress).map(json)
         },
     },
     Operation {
@@ -41,7 +49,7 @@ static OPERATIONS: &[Operation] = &[
         needs: |_| DELETE_NEEDS.to_vec(),
         run: |chain, s, progress| {
             let layer = s.job.top.unwrap_or(0);
-            ops::delete_layer(chain, layer, &s.delete, progress).map(drop)
+            ops::delete_layer(chain, layer, &s.delete, progress).map(json)
         },
     },
     Operation {
@@ -50,14 +58,14 @@ static OPERATIONS: &[Operation] = &[
         needs: WRITE,
         run: |chain, s, progress| {
             let parent = needed(&s.job.onto, "rebase", "onto")?;
-            ops::rebase(chain, parent, &s.rebase, progress).map(drop)
+            ops::rebase(chain, parent, &s.rebase, progress).map(json)
         },
     },
     Operation {
         kind: Kind::Detach,
         keys: &[],
         needs: WRITE,
-        run: |chain, s, progress| ops::detach(chain, &s.rebase, progress).map(drop),
+        run: |chain, s, progress| ops::detach(chain, &s.rebase, progress).map(json),
     },
     Operation {
         kind: Kind::Convert,
@@ -65,14 +73,25 @@ static OPERATIONS: &[Operation] = &[
         needs: |_| NEEDS.to_vec(),
         run: |chain, s, progress| {
             let out = needed(&s.job.out, "convert", "out")?;
-            ops::convert(chain, out, &s.convert, progress).map(drop)
+            ops::convert(chain, out, &s.convert, progress).map(json)
         },
     },
     Operation {
         kind: Kind::Compact,
         keys: &[],
         needs: WRITE,
-        run: |chain, s, progress| ops::compact(chain, &s.compact, progress).map(drop),
+        run: |chain, s, progress| ops::compact(chain, &s.compact, progress).map(json),
+    },
+    Operation {
+        kind: Kind::Digest,
+        keys: &["top", "algorithm"],
+        needs: |_| Vec::new(),
+        run: |chain, s, progress| {
+            let algorithm = s.job.algorithm.unwrap_or(DigestAlgorithm::Sha256);
+            let digest = ops::digest(chain, s.job.top.unwrap_or(0), algorithm, &s.digest, progress)?;
+            let digest: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+            Ok(serde_json::json!({ "algorithm": algorithm.name(), "digest": digest }))
+        },
     },
 ];
 
@@ -102,6 +121,7 @@ impl Operation {
             ("base", job.base.is_some()),
             ("onto", job.onto.is_some()),
             ("out", job.out.is_some()),
+            ("algorithm", job.algorithm.is_some()),
         ];
         let name = self.kind.name();
         if let Some((key, _)) = set.iter().find(|(key, is_set)| *is_set && !self.keys.contains(key)) {

@@ -106,7 +106,7 @@ pub unsafe extern "C" fn avhdx_plan_json(
     guard(|| {
         // SAFETY: the caller's promise is that of `rehearse`.
         let plan = unsafe { rehearse(disk, operation, opts) }?;
-        owned_string(&serde_json::json!(plan).to_string())
+        owned_string(&serde_json::to_string(&plan).unwrap_or_default())
     })
 }
 
@@ -122,7 +122,9 @@ unsafe fn rehearse(disk: *mut avhdx_disk, operation: *const c_char, opts: *const
     // SAFETY: the caller's promise is that of `on_disk_alone`.
     unsafe {
         on_disk_alone(disk, |disk| {
-            ops::plan(&disk.chain, |chain| (operation.run)(chain, &settings, &mut |_| true))
+            ops::plan(&disk.chain, |chain| {
+                (operation.run)(chain, &settings, &mut |_| true).map(drop)
+            })
         })
     }
 }

@@ -41,6 +41,7 @@ pub enum Obstacle {
 #[non_exhaustive]
 pub struct CompactReport {
     /// The file.
+    #[serde(serialize_with = "crate::json::path")]
     pub filename: PathBuf,
     /// Its length before, in bytes.
     pub size_before: u64,

@@ -16,7 +16,8 @@ use crate::options::{DeleteInto, DeleteOptions, MergeOptions, ProgressFn};
 use crate::storage::LockMode;
 
 /// What a deletion did.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub struct DeleteReport {
     /// Bytes copied.
@@ -24,8 +25,10 @@ pub struct DeleteReport {
     /// The content went into the children. False: into the parent.
     pub into_children: bool,
     /// Files that have another parent now.
+    #[serde(serialize_with = "crate::json::paths")]
     pub relinked: Vec<PathBuf>,
     /// Files removed.
+    #[serde(serialize_with = "crate::json::paths")]
     pub removed: Vec<PathBuf>,
 }
 

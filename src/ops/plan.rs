@@ -13,6 +13,7 @@ use crate::storage::rehearsal::Rehearsal;
 #[non_exhaustive]
 pub struct FileChange {
     /// The file.
+    #[serde(serialize_with = "crate::json::path")]
     pub filename: PathBuf,
     /// Its length now, in bytes; `None`: there is none.
     pub before: Option<u64>,

@@ -28,7 +28,8 @@ const WINDOW: u64 = MIB;
 pub(super) const AGAIN: &str = "the disk reads as before and has the parent it had; run it again to finish";
 
 /// What a rebase or detach did.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub struct RebaseReport {
     /// Bytes written to the leaf.

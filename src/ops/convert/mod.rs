@@ -29,7 +29,8 @@ use source::{Content, Layer};
 use target::{Raw, Stream, Vhdx};
 
 /// What a conversion made.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub struct ConvertReport {
     /// The format.

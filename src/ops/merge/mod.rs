@@ -38,7 +38,8 @@ pub use pending::{pending, resume, Pending, PendingStage};
 use record::Record;
 
 /// What a merge did.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub struct MergeReport {
     /// Bytes moved to the target.
@@ -46,10 +47,13 @@ pub struct MergeReport {
     /// Of these, bytes shared by reflink.
     pub reflinked: u64,
     /// Files whose locator now names the target.
+    #[serde(serialize_with = "crate::json::paths")]
     pub relinked: Vec<PathBuf>,
     /// Files removed.
+    #[serde(serialize_with = "crate::json::paths")]
     pub removed: Vec<PathBuf>,
     /// Where the data is now.
+    #[serde(serialize_with = "crate::json::path")]
     pub target: PathBuf,
 }
 

@@ -36,6 +36,7 @@ pub struct Pending {
     /// The layer merged into.
     pub base: usize,
     /// The file merged into.
+    #[serde(serialize_with = "crate::json::path")]
     pub target: PathBuf,
     /// The merged files are to stay.
     pub keep: bool,

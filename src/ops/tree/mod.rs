@@ -100,7 +100,7 @@ pub struct Problem {
 #[non_exhaustive]
 pub struct TreeNode {
     /// Its path, beginning with the directory that was scanned. In JSON, bytes that are not UTF-8 are replaced.
-    #[serde(serialize_with = "lossy")]
+    #[serde(serialize_with = "crate::json::path")]
     pub filename: PathBuf,
     /// The part it plays.
     pub role: Role,
@@ -163,7 +163,7 @@ impl TreeNode {
 #[derive(Debug, Clone, Serialize)]
 pub struct Unreadable {
     /// Its path.
-    #[serde(serialize_with = "lossy")]
+    #[serde(serialize_with = "crate::json::path")]
     pub filename: PathBuf,
     /// Why.
     pub why: String,
@@ -232,10 +232,6 @@ impl Tree {
     pub fn count(&self, kind: ProblemKind) -> usize {
         self.nodes.iter().filter(|node| node.has(kind)).count()
     }
-}
-
-fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(&path.to_string_lossy())
 }
 
 fn seconds<S: Serializer>(time: &Option<SystemTime>, serializer: S) -> Result<S::Ok, S::Error> {
