@@ -6,11 +6,13 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use avhdx::format::locator::{self, Locator};
+use avhdx::format::metadata;
 use avhdx::ops::{self, CheckOptions, Severity};
 use avhdx::options::{CheckpointOptions, CreateOptions, DiskType, MergeMode, MergeOptions, OpenOptions, ZeroFlags};
 use avhdx::storage::crash::{CrashFileSystem, CrashOptions};
 use avhdx::storage::{Barrier, MemoryFileSystem};
-use avhdx::Chain;
+use avhdx::{Chain, Guid};
 
 const MIB: u64 = 1 << 20;
 const SECTOR: usize = 512;
@@ -576,6 +578,74 @@ fn merge_with_two_children() -> History {
     history.flush(&chain);
     history.close(chain);
     history
+}
+
+/// Puts a note and a second linkage into the locator of a file, which is the last item of its region.
+fn note_merge(fs: &MemoryFileSystem, name: &str, linkage2: Guid, note: &str) {
+    let mut bytes = fs.contents(path(name)).unwrap();
+    let find = |bytes: &[u8], guid: Guid| bytes.windows(16).position(|w| w == guid.to_stored()).unwrap();
+    let entry = find(&bytes, metadata::PARENT_LOCATOR);
+    let at = find(&bytes, locator::VHDX_LOCATOR);
+    let length = u32::from_le_bytes(bytes[entry + 20..entry + 24].try_into().unwrap());
+    let mut changed = Locator::parse(&bytes[at..at + length as usize], 0).unwrap();
+    changed.set_linkage(changed.linkage().unwrap(), Some(linkage2));
+    changed.set(locator::MERGE, note);
+    let item = changed.encode();
+    bytes[at..at + item.len()].copy_from_slice(&item);
+    bytes[entry + 20..entry + 24].copy_from_slice(&(item.len() as u32).to_le_bytes());
+    fs.insert(path(name), &bytes);
+    let open = options(Arc::new(fs.clone()));
+    let info = Chain::open(&path(name), &open).unwrap().info().unwrap();
+    assert!(info.pending_merge, "the note is there");
+}
+
+/// Notes of merges that never were, in a file that somebody put beside the disks of others: none of those is merged,
+/// removed or made unusable by them.
+#[test]
+fn a_note_about_another_file_is_not_believed() {
+    for (layers, abandoned) in [(0, 0), (1, 0), (1, 5), (usize::MAX, usize::MAX)] {
+        for stage in ["copying", "copied", "child", "retired"] {
+            let fs = MemoryFileSystem::new();
+            let open = options(Arc::new(fs.clone()));
+            let content = chain_of(&fs, 4 * MIB, &["victim.avhdx"]);
+            let mut create = CreateOptions::default();
+            create.disk_type = DiskType::Differencing;
+            create.parent = Some(path("base.vhdx"));
+            create.open = open.clone();
+            ops::create(&path("evil.avhdx"), &create).unwrap();
+            let victim = Chain::probe(&path("victim.avhdx"), &open).unwrap().data_write_guid;
+            let evil = Chain::probe(&path("evil.avhdx"), &open).unwrap().data_write_guid;
+            for (top, leaf) in [(victim, "layer"), (evil, "leaf")] {
+                let fs = fs.snapshot();
+                let open = options(Arc::new(fs.clone()));
+                let note = format!("{stage} {layers} {} {leaf} unlink {abandoned}", top.braced());
+                note_merge(&fs, "evil.avhdx", victim, &note);
+                let _ = ops::pending(&path("evil.avhdx"), &open);
+                let _ = ops::resume(&path("evil.avhdx"), &open, &MergeOptions::default(), &mut |_| true);
+                let reads = |leaf: &str| {
+                    let chain =
+                        Chain::open(&path(leaf), &open).unwrap_or_else(|e| panic!("{note}: {}", e.chain_text()));
+                    let mut found = vec![0; content.len()];
+                    chain.read(&mut found, 0).unwrap();
+                    assert!(found == content, "{note}");
+                };
+                assert!(fs.paths().contains(&path("victim.avhdx")), "{note}");
+                reads("victim.avhdx");
+                // Merging it does not take the other's word for being done.
+                let merged = ops::merge_path(
+                    &path("victim.avhdx"),
+                    None,
+                    &open,
+                    &MergeOptions::default(),
+                    &mut |_| true,
+                );
+                match merged {
+                    Ok(_) => reads("base.vhdx"),
+                    Err(error) => assert_eq!(error.kind(), avhdx::ErrorKind::HasChildren, "{note}"),
+                }
+            }
+        }
+    }
 }
 
 type Scenario = (&'static str, fn() -> History);

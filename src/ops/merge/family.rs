@@ -4,6 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::record::{Record, Stage};
 use crate::chain::locate::directory;
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, IoContext, PathContext, Result};
@@ -48,6 +49,7 @@ pub(in crate::ops) struct Relative {
     linkage2: Option<Guid>,
     identity: Guid,
     id: Option<FileId>,
+    record: Option<Record>,
 }
 
 /// The differencing disks near the files of the merge that are not in the chain.
@@ -101,6 +103,7 @@ impl Family {
                         linkage2,
                         identity: front.current.header.data_write_guid,
                         id,
+                        record: front.items.locator.as_ref().and_then(Record::in_locator),
                     });
                 }
             }
@@ -163,9 +166,15 @@ impl Family {
     }
 
     /// The file with this identity, its parent, the parent's, at most so many: what a merge left behind. Lowest first.
-    pub(super) fn abandoned(&self, mut identity: Guid, count: usize) -> Result<Vec<&Relative>> {
+    /// Each must say itself that it was merged with `top`.
+    pub(super) fn abandoned(&self, mut identity: Guid, count: usize, top: Guid) -> Result<Vec<&Relative>> {
         let mut files: Vec<&Relative> = Vec::new();
-        while let Some(file) = self.only(identity)?.filter(|_| files.len() < count) {
+        let merged = [Stage::Copied, Stage::Retired];
+        let retired = |file: &&Relative| file.record.is_some_and(|r| merged.contains(&r.stage) && r.top == top);
+        while let Some(file) = self.only(identity)?.filter(retired) {
+            if files.len() == count || files.iter().any(|known| known.path == file.path) {
+                break;
+            }
             files.insert(0, file);
             identity = file.linkage;
         }
@@ -188,11 +197,11 @@ impl Family {
     }
 
     /// Refuses when the merge would make files outside the chain unusable: other children of the target, and of the
-    /// layers between it and the top.
-    pub(in crate::ops) fn check(&self, target: &Image, inner: &[Arc<Image>], merged: Guid) -> Result<()> {
+    /// layers between it and the top. Where all is `copied`, those that came from the top are no others.
+    pub(in crate::ops) fn check(&self, target: &Image, inner: &[Arc<Image>], merged: Guid, copied: bool) -> Result<()> {
         let of_target = self
             .children_of(target.data_write_guid())
-            .filter(|r| r.linkage2 != Some(merged));
+            .filter(|r| !(copied && r.linkage2 == Some(merged)));
         let of_inner = inner.iter().flat_map(|image| self.children_of(image.data_write_guid()));
         let orphans: Vec<String> = of_target.chain(of_inner).map(|r| format!("{:?}", r.path)).collect();
         if orphans.is_empty() {

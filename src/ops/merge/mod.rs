@@ -35,7 +35,7 @@ use copy::Copier;
 use family::Family;
 use layers::{locator_of, open_writable};
 pub use pending::{pending, resume, Pending, PendingStage};
-use record::Record;
+use record::{Record, Stage};
 
 /// What a merge did.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
@@ -172,14 +172,10 @@ impl<'a> Merge<'a> {
             true => Family::find(chain, &layers[top..=base])?,
             false => Family::default(),
         };
+        let copied_before = Record::of(&layers[base - 1]).is_some_and(|record| record.is_copied(base - top, merged));
         if !options.orphan_siblings {
-            family.check(target, &layers[top + 1..base], merged)?;
+            family.check(target, &layers[top + 1..base], merged, copied_before)?;
         }
-        let in_chain_done = top > 0
-            && layers[top - 1]
-                .linkage()
-                .is_some_and(|(linkage, linkage2)| linkage == target.data_write_guid() && linkage2 == Some(merged));
-        let copied_before = in_chain_done || family.taken_over(target.data_write_guid(), merged).next().is_some();
         let mut merge = Merge {
             chain,
             top,
@@ -193,7 +189,8 @@ impl<'a> Merge<'a> {
                 let image = open_writable(chain, child.path())?;
                 merge.children.push(Child { image });
             }
-            for child in family.taken_over(target.data_write_guid(), merged) {
+            let taken_over = family.taken_over(target.data_write_guid(), merged);
+            for child in taken_over.filter(|_| copied_before) {
                 let image = open_writable(chain, child.path())?;
                 merge.children.push(Child { image });
             }
@@ -259,7 +256,7 @@ impl<'a> Merge<'a> {
         report.bytes = copier.copied;
         report.reflinked = copier.reflinked();
         drop(copier);
-        self.take_identity()?;
+        self.take_identity(!options.unlink)?;
         self.finish(options, &mut report)?;
         Ok(report)
     }
@@ -275,7 +272,7 @@ impl<'a> Merge<'a> {
         }
         let family = Family::find(self.chain, &[child.clone(), self.target.clone()])?;
         let mut images = Vec::new();
-        for file in family.abandoned(next, record.abandoned)? {
+        for file in family.abandoned(next, record.abandoned, child.data_write_guid())? {
             let image = layers::readable(file.path(), self.chain.options(), self.chain.shared())?;
             layers::claim_for_removal(self.chain.options(), &image)?;
             images.push(Arc::new(image));
@@ -295,16 +292,7 @@ impl<'a> Merge<'a> {
         let child = self.chain.layer(self.base - 1)?;
         let mut locator = locator_of(&child)?;
         locator.set_linkage(before, Some(after));
-        let top = match self.top {
-            0 => Guid::ZERO,
-            top => self.chain.layer(top)?.data_write_guid(),
-        };
-        let record = Record {
-            layers: self.base - self.top,
-            top,
-            abandoned: 0,
-            keep,
-        };
+        let record = self.record(Stage::Copying, keep)?;
         Record::note(Some(record), &mut locator);
         child.set_locator(&locator)?;
         if self.base - 1 > 0 {
@@ -314,6 +302,18 @@ impl<'a> Merge<'a> {
         self.target
             .update_header(WriteMode::Data, |header| header.data_write_guid = after)
             .at(self.target.name())
+    }
+
+    /// For the child of the target.
+    fn record(&self, stage: Stage, keep: bool) -> Result<Record> {
+        Ok(Record {
+            stage,
+            layers: self.base - self.top,
+            top: self.chain.layer(self.top)?.data_write_guid(),
+            leaf: self.top == 0,
+            keep,
+            abandoned: 0,
+        })
     }
 
     /// Step 4.
@@ -333,12 +333,22 @@ impl<'a> Merge<'a> {
     }
 
     /// Steps 6 and 7.
-    fn take_identity(&mut self) -> Result<()> {
+    fn take_identity(&mut self, keep: bool) -> Result<()> {
         // ORDER: all copied data is durable and in place before the target claims to be the merged disk.
         self.target.clean_keeping_mode()?;
         let items = self.chain.layer(self.top)?.virtual_disk_items()?;
         self.target.replace_virtual_disk_items(items)?;
-        self.reopen_target()
+        self.reopen_target()?;
+        // ORDER: the target is complete before its child says so, and that before another child is on the target: then
+        // the target must keep its identity.
+        let child = self.chain.layer(self.base - 1)?;
+        let mut locator = locator_of(&child)?;
+        Record::note(Some(self.record(Stage::Copied, keep)?), &mut locator);
+        child.set_locator(&locator)?;
+        match self.base {
+            1 => Ok(()),
+            _ => child.clean(),
+        }
     }
 
     /// Steps 8 and 9. The target is complete.
@@ -351,15 +361,10 @@ impl<'a> Merge<'a> {
         let others = self.children.iter().map(|child| child.image.clone());
         let children: Vec<Arc<Image>> = others.chain(above.clone()).collect();
         self.target.clean()?;
-        let complete = Record {
-            layers: 0,
-            top: top_identity,
-            abandoned: 0,
-            keep: !options.unlink,
-        };
+        let taken_over = self.record(Stage::Child, !options.unlink)?;
         for child in &children {
             // linkage2 says to another run that the target is complete, for as long as the top exists.
-            self.point_to_target(child, Some(top_identity), Some(complete))?;
+            self.point_to_target(child, Some(top_identity), Some(taken_over))?;
             report.relinked.push(child.name().to_path_buf());
         }
         let mut remaining = layers[..self.top].to_vec();
@@ -396,27 +401,43 @@ impl<'a> Merge<'a> {
         let (top, inner) = merged
             .split_first()
             .ok_or_else(|| Error::new(ErrorKind::Bug, "nothing was merged"))?;
-        // The top's own parent goes, or is no longer what it was; the target stands in for it.
-        match inner.first().filter(|_| options.unlink) {
-            Some(next) => {
-                // Where the top is the leaf, it is the way to all that is to be removed, until it is.
-                let record = Record {
-                    layers: 1,
-                    top: Guid::ZERO,
-                    abandoned: inner.len(),
-                    keep: false,
-                };
-                self.point_to_target(top, Some(next.data_write_guid()), Some(record))?;
+        let retired = Record {
+            stage: Stage::Retired,
+            layers: 0,
+            top: top.data_write_guid(),
+            leaf: false,
+            keep: false,
+            abandoned: 0,
+        };
+        let note = |image: &Image, linkage2: Option<Guid>| {
+            let mut locator = locator_of(image)?;
+            let linkage = locator.linkage().unwrap_or(Guid::ZERO);
+            locator.set_linkage(linkage, linkage2);
+            Record::note(options.unlink.then_some(retired), &mut locator);
+            image.set_locator(&locator)
+        };
+        if let (Some((lowest, between)), true) = (inner.split_last(), options.unlink) {
+            for image in between {
+                note(image, image.linkage().and_then(|(_, linkage2)| linkage2))?;
             }
-            None if options.unlink => {}
-            None => self.point_to_target(top, None, None)?,
+            let next = between.first().unwrap_or(lowest);
+            // Where the top is the leaf, it is the way to all that is to be removed, until it is.
+            let record = Record {
+                stage: Stage::Copied,
+                layers: 1,
+                leaf: true,
+                abandoned: inner.len(),
+                ..retired
+            };
+            self.point_to_target(top, Some(next.data_write_guid()), Some(record))?;
+        } else if !options.unlink {
+            // The top's own parent is no longer what it was; the target stands in for it.
+            self.point_to_target(top, None, None)?;
         }
-        if let Some((lowest, (linkage, _))) = inner.last().and_then(|l| Some((l, l.linkage()?))) {
-            // ORDER: only then the lowest stops accepting the target, above which it would show what it never held.
-            let mut locator = locator_of(lowest)?;
-            locator.set_linkage(linkage, None);
-            Record::note(None, &mut locator);
-            lowest.set_locator(&locator)?;
+        if let Some(lowest) = inner.last() {
+            // ORDER: only then the lowest stops accepting the target, above which it would show what it never held; and
+            // until then it says that all is copied.
+            note(lowest, None)?;
         }
         for image in merged {
             image.clean()?;

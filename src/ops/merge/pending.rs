@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::family::Family;
-use super::record::Record;
-use super::{merge, merge_path, MergeReport};
+use super::record::{Record, Stage};
+use super::{layer_at, merge, MergeReport};
 use crate::chain::Chain;
 use crate::error::Result;
 use crate::guid::Guid;
@@ -99,7 +99,7 @@ fn find(chain: &Chain) -> Result<Option<Pending>> {
             continue;
         }
         let record = Record::of(child);
-        let tidying = record.is_some_and(|record| record.layers == 0);
+        let tidying = record.is_some_and(|record| record.stage == Stage::Child);
         return Ok(Some(Pending {
             stage: match tidying {
                 true => PendingStage::Tidying,
@@ -118,10 +118,10 @@ fn find(chain: &Chain) -> Result<Option<Pending>> {
 
 /// The layer that was to be merged with all below it, if the chain still is what it was then.
 fn top_of(record: Record, layers: &[Arc<Image>], base: usize) -> Option<usize> {
-    let top = base.checked_sub(record.layers.max(1))?;
-    let same = match record.top.is_zero() {
+    let top = base.checked_sub(record.layers).filter(|&top| top < base)?;
+    let same = match record.leaf {
         true => top == 0,
-        false => record.layers > 0 && layers[top].data_write_guid() == record.top,
+        false => layers[top].data_write_guid() == record.top,
     };
     same.then_some(top)
 }
@@ -129,28 +129,44 @@ fn top_of(record: Record, layers: &[Arc<Image>], base: usize) -> Option<usize> {
 /// The content is where it belongs and a child says so. What is left of the merged layers has no other use.
 fn tidy(chain: Chain, found: &Pending, options: &MergeOptions, progress: ProgressFn<'_>) -> Result<MergeReport> {
     let layers = chain.current().layers.clone();
-    let child = layers[found.top].clone();
-    let merged = child.linkage().and_then(|(_, linkage2)| linkage2);
-    let family = Family::find(&chain, &layers[found.top..=found.base])?;
-    match merged.map(|merged| family.only(merged)).transpose()?.flatten() {
-        // Its chain leads to the target too: merging it again only does what is left to do.
-        Some(merged) => {
-            let merged = merged.path().to_path_buf();
-            let open = chain.options().clone();
-            chain.close()?;
-            merge_path(&merged, Some(&found.target), &open, options, progress)
+    let open = chain.options().clone();
+    let path = layers[0].name().to_path_buf();
+    let merged = layers[found.top].linkage().and_then(|(_, linkage2)| linkage2);
+    let left = match merged {
+        Some(merged) => Family::find(&chain, &layers[found.top..=found.base])?
+            .only(merged)?
+            .map(|left| left.path().to_path_buf()),
+        None => None,
+    };
+    drop(layers);
+    chain.close()?;
+    if let Some(left) = left {
+        let chain = Chain::open(&left, &open)?;
+        // What a child says of another file is believed where that says so, too.
+        if let Some(base) = layer_at(&chain, &found.target)
+            .ok()
+            .filter(|&base| is_copied(&chain, base))
+        {
+            let report = merge(&chain, 0, base, options, progress);
+            let closed = chain.close();
+            return report.and_then(|report| closed.map(|()| report));
         }
-        None => {
-            let linkage = child.linkage().map(|(linkage, _)| linkage);
-            let child = layers::promote(&chain, found.top)?;
-            let mut locator = layers::locator_of(&child)?;
-            locator.set_linkage(linkage.unwrap_or(Guid::ZERO), None);
-            Record::note(None, &mut locator);
-            child.set_locator(&locator)?;
-            if found.top > 0 {
-                layers::demote(&chain, &child)?;
-            }
-            chain.close().map(|()| MergeReport::default())
-        }
+        chain.close()?;
     }
+    let chain = Chain::open(&path, &open)?;
+    let child = layers::promote(&chain, found.top)?;
+    let mut locator = layers::locator_of(&child)?;
+    locator.set_linkage(locator.linkage().unwrap_or(Guid::ZERO), None);
+    Record::note(None, &mut locator);
+    child.set_locator(&locator)?;
+    if found.top > 0 {
+        layers::demote(&chain, &child)?;
+    }
+    chain.close().map(|()| MergeReport::default())
+}
+
+/// Whether all of the chain down to `base` is in that already.
+fn is_copied(chain: &Chain, base: usize) -> bool {
+    let layers = &chain.current().layers;
+    Record::of(&layers[base - 1]).is_some_and(|record| record.is_copied(base, layers[0].data_write_guid()))
 }
