@@ -136,6 +136,8 @@ fn tidy(chain: Chain, found: &Pending, options: &MergeOptions, progress: Progres
         Some(merged) => {
             let merged = merged.path().to_path_buf();
             let open = chain.options().clone();
+            // The merge opens the child as another disk; whoever still holds it keeps it locked.
+            drop((layers, child));
             chain.close()?;
             merge_path(&merged, Some(&found.target), &open, options, progress)
         }
