@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-const BASE: &[&str] = &["error", "guid", "limits", "units"];
+const BASE: &[&str] = &["error", "guid", "limits", "sync", "units"];
 
 /// What each part may use besides the base and itself.
 const MAY_USE: &[(&str, &[&str])] = &[
