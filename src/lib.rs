@@ -26,6 +26,7 @@ pub mod ops;
 pub mod options;
 pub mod schema;
 pub mod storage;
+mod sync;
 pub mod trace;
 pub mod units;
 pub mod vhd;

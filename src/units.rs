@@ -3,6 +3,17 @@
 //! Offsets and lengths are bytes in `u64`: `offset` on the virtual disk, `file_offset` in a file. Indexes that are
 //! easily mistaken for one another are types.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic
+    )
+)]
+
 use crate::error::{Defect, Rule};
 
 /// Kibibyte.
@@ -45,15 +56,15 @@ pub enum BatSlot {
 
 /// Rounds up to a multiple of `unit` (a power of two); `None` on overflow.
 pub const fn align_up(value: u64, unit: u64) -> Option<u64> {
-    match value.checked_add(unit - 1) {
-        Some(v) => Some(v & !(unit - 1)),
+    match value.checked_add(unit.wrapping_sub(1)) {
+        Some(v) => Some(align_down(v, unit)),
         None => None,
     }
 }
 
 /// Rounds down to a multiple of `unit` (a power of two).
 pub const fn align_down(value: u64, unit: u64) -> u64 {
-    value & !(unit - 1)
+    value & !unit.wrapping_sub(1)
 }
 
 /// The sizes that fix the layout of a virtual disk in its file. All checked at construction; the methods cannot
@@ -63,6 +74,8 @@ pub struct Geometry {
     virtual_size: u64,
     block_shift: u32,
     sector_shift: u32,
+    /// Of the payload blocks per sector bitmap block: 16 to 32768 of them.
+    ratio_shift: u32,
     differencing: bool,
 }
 
@@ -93,7 +106,10 @@ impl Geometry {
                 "512 or 4096",
             ));
         }
-        if virtual_size == 0 || virtual_size > MAX_VIRTUAL_SIZE || virtual_size % u64::from(sector_size) != 0 {
+        if virtual_size == 0
+            || virtual_size > MAX_VIRTUAL_SIZE
+            || align_down(virtual_size, u64::from(sector_size)) != virtual_size
+        {
             return Err(Defect::new(
                 Rule::DiskSize,
                 "virtual disk size",
@@ -102,10 +118,12 @@ impl Geometry {
                 "a multiple of the logical sector size, at most 64 TiB, not 0",
             ));
         }
+        let (block_shift, sector_shift) = (block_size.trailing_zeros(), sector_size.trailing_zeros());
         Ok(Geometry {
             virtual_size,
-            block_shift: block_size.trailing_zeros(),
-            sector_shift: sector_size.trailing_zeros(),
+            block_shift,
+            sector_shift,
+            ratio_shift: (SECTORS_PER_CHUNK.trailing_zeros().saturating_add(sector_shift)).saturating_sub(block_shift),
             differencing,
         })
     }
@@ -137,7 +155,7 @@ impl Geometry {
 
     /// Payload blocks per sector bitmap block.
     pub fn chunk_ratio(&self) -> u64 {
-        self.chunk_size() >> self.block_shift
+        1 << self.ratio_shift
     }
 
     /// Number of payload blocks.
@@ -154,15 +172,17 @@ impl Geometry {
     /// last sector bitmap entry.
     pub fn bat_entries(&self) -> u64 {
         if self.differencing {
-            self.chunk_count() * (self.chunk_ratio() + 1)
+            self.chunk_count().saturating_mul(self.chunk_ratio().saturating_add(1))
         } else {
-            self.block_count() + (self.block_count() - 1) / self.chunk_ratio()
+            let blocks = self.block_count();
+            blocks.saturating_add(blocks.saturating_sub(1) >> self.ratio_shift)
         }
     }
 
     /// Smallest BAT region in bytes (a multiple of 1 MiB).
     pub fn bat_region_len(&self) -> u64 {
-        (self.bat_entries() * 8).div_ceil(MIB) * MIB
+        let len = self.bat_entries().saturating_mul(8);
+        align_up(len, MIB).unwrap_or(len)
     }
 
     /// The block that holds virtual `offset`.
@@ -183,28 +203,31 @@ impl Geometry {
 
     /// The chunk of `block`.
     pub fn chunk_of(&self, block: BlockIndex) -> ChunkIndex {
-        ChunkIndex(block.0 / self.chunk_ratio())
+        ChunkIndex(block.0 >> self.ratio_shift)
     }
 
     /// BAT index of `block`.
     pub fn payload_index(&self, block: BlockIndex) -> BatIndex {
-        BatIndex(block.0 + block.0 / self.chunk_ratio())
+        BatIndex(block.0.saturating_add(block.0 >> self.ratio_shift))
     }
 
     /// BAT index of the sector bitmap block of `chunk`.
     pub fn bitmap_index(&self, chunk: ChunkIndex) -> BatIndex {
-        BatIndex(chunk.0 * (self.chunk_ratio() + 1) + self.chunk_ratio())
+        let ratio = self.chunk_ratio();
+        BatIndex(chunk.0.saturating_mul(ratio.saturating_add(1)).saturating_add(ratio))
     }
 
     /// What the BAT entry at `index` locates. `index` below [`Geometry::bat_entries`]; a slot past the last block of a
     /// differencing disk is a payload slot of a block that does not exist (compare with [`Geometry::block_count`]).
     pub fn slot(&self, index: BatIndex) -> BatSlot {
-        let group = index.0 / (self.chunk_ratio() + 1);
-        let position = index.0 % (self.chunk_ratio() + 1);
-        if position == self.chunk_ratio() {
+        let ratio = self.chunk_ratio();
+        // Not 0, but the divisor must be seen not to be.
+        let slots = std::num::NonZeroU64::MIN.saturating_add(ratio);
+        let (group, position) = (index.0 / slots, index.0 % slots);
+        if position == ratio {
             BatSlot::Bitmap(ChunkIndex(group))
         } else {
-            BatSlot::Payload(BlockIndex(group * self.chunk_ratio() + position))
+            BatSlot::Payload(BlockIndex((group << self.ratio_shift).saturating_add(position)))
         }
     }
 

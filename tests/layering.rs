@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-const BASE: &[&str] = &["error", "guid", "json", "limits", "units"];
+const BASE: &[&str] = &["error", "guid", "json", "limits", "sync", "units"];
 
 /// What each part may use besides the base and itself.
 const MAY_USE: &[(&str, &[&str])] = &[

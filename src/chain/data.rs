@@ -1,6 +1,6 @@
 //! The data plane.
 
-use std::sync::atomic::{fence, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
 use super::snapshot::Snapshot;
@@ -100,14 +100,10 @@ impl Chain {
         })
     }
 
-    /// Runs a read until no space changed its owner meanwhile. See [`crate::image::Shared::reuse`].
+    /// Runs a read until no space changed its owner meanwhile. See [`crate::image::reuse`].
     fn read_stable(&self, mut read: impl FnMut() -> Result<()>) -> Result<()> {
-        let reuse = &self.shared.reuse;
         for _ in 0..OPTIMISTIC_READS {
-            let before = reuse.load(Ordering::Acquire);
-            let result = read();
-            fence(Ordering::Acquire);
-            if reuse.load(Ordering::Acquire) == before {
+            if let Some(result) = self.shared.reuse.unchanged(&mut read) {
                 return result;
             }
         }
@@ -141,10 +137,8 @@ impl Chain {
     fn write_in_sector(&self, leaf: &Image, offset: u64, bytes: &[u8]) -> Result<()> {
         // The caller is a writer, for whom nobody can be asked to stand still.
         leaf.write_in_sector(offset, bytes, |sector, at| loop {
-            let before = self.shared.reuse.load(Ordering::Acquire);
-            let result = self.snapshot.load().read(sector, at);
-            fence(Ordering::Acquire);
-            if self.shared.reuse.load(Ordering::Acquire) == before {
+            let read = || self.snapshot.load().read(sector, at);
+            if let Some(result) = self.shared.reuse.unchanged(read) {
                 return result;
             }
         })

@@ -245,7 +245,7 @@ impl Chain {
     /// was remembered notices and reads again.
     pub(crate) fn refresh(&self) {
         self.switch(self.current().layers.clone());
-        self.shared.reuse.fetch_add(1, Ordering::SeqCst);
+        self.shared.reuse.announce();
     }
 
     /// Continues with another image of the same file.

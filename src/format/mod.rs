@@ -17,6 +17,7 @@
         clippy::arithmetic_side_effects,
         clippy::unwrap_used,
         clippy::expect_used,
+        clippy::panic,
         clippy::cast_possible_truncation
     )
 )]

@@ -108,7 +108,7 @@ impl Image {
         };
         if !place.zeroed {
             // ORDER: counted before the new owner's first byte, so that a reader of the old owner notices.
-            self.shared.reuse.fetch_add(1, Ordering::SeqCst);
+            self.shared.reuse.announce();
         }
         Ok(place)
     }
@@ -117,7 +117,7 @@ impl Image {
     pub(crate) fn hollow(&self, mut offset: u64, len: u64) -> Result<()> {
         let (geometry, end) = (self.geometry(), (offset + len).min(self.virtual_size()));
         // ORDER: counted before the content goes, so that a reader of it notices.
-        self.shared.reuse.fetch_add(1, Ordering::SeqCst);
+        self.shared.reuse.announce();
         while offset < end {
             let block = geometry.block_of(offset);
             let start = geometry.block_start(block);

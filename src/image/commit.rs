@@ -47,18 +47,18 @@ impl Image {
         if self.shared.cache == CacheMode::Unsafe && self.has_log_room(writer) {
             return writer.check_poison();
         }
-        let wanted = writer.completed.load(Ordering::Acquire);
-        if writer.durable.load(Ordering::Acquire) >= wanted {
-            return writer.check_poison();
+        let mut led = false;
+        writer.commit.commit(|state| {
+            led = true;
+            writer.check_poison()?;
+            self.lead(writer, state)
+                .at(self.name())
+                .map_err(|error| writer.poison(error))
+        })?;
+        match led {
+            true => Ok(()),
+            false => writer.check_poison(),
         }
-        let mut state = writer.commit.lock();
-        if writer.durable.load(Ordering::Acquire) >= wanted {
-            return Ok(());
-        }
-        writer.check_poison()?;
-        self.lead(writer, &mut state)
-            .at(self.name())
-            .map_err(|error| writer.poison(error))
     }
 
     /// Without durability, a commit is still needed when the next log entry is full.
@@ -73,7 +73,6 @@ impl Image {
     }
 
     fn lead(&self, writer: &Writer, state: &mut CommitState) -> Result<()> {
-        let covered = writer.completed.load(Ordering::Acquire);
         let (snapshot, freed) = self.take_snapshot(writer);
         if snapshot.is_empty() {
             self.flush(Barrier::Payload, state)?;
@@ -81,7 +80,6 @@ impl Image {
             self.log(writer, state, snapshot)?;
             self.release(writer, freed)?;
         }
-        writer.durable.fetch_max(covered, Ordering::AcqRel);
         Ok(())
     }
 
@@ -165,7 +163,7 @@ impl Image {
             return Ok(());
         }
         // ORDER: counted before the content goes, so that a reader of the old owner notices.
-        self.shared.reuse.fetch_add(1, Ordering::SeqCst);
+        self.shared.reuse.announce();
         for &(offset, len) in &freed {
             // Best effort: space that stays is reused like any other.
             let _ = self.storage.release_range(offset, len);
@@ -258,7 +256,7 @@ impl Image {
     pub(crate) fn clean(&self) -> Result<()> {
         let Some(writer) = &self.writer else { return Ok(()) };
         self.commit()?;
-        let mut state = writer.commit.lock();
+        let mut state = writer.commit.hold();
         writer.check_poison()?;
         self.clean_log(writer, &mut state)
             .at(self.name())
@@ -267,7 +265,7 @@ impl Image {
 
     fn clean_log(&self, writer: &Writer, state: &mut CommitState) -> Result<()> {
         if self.shared.cache == CacheMode::Unsafe {
-            self.lead(writer, state)?;
+            writer.commit.lead(state, |state| self.lead(writer, state))?;
         }
         if state.ring.is_some() {
             self.apply(writer)?;

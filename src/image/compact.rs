@@ -126,7 +126,7 @@ impl Image {
         };
         let Some(place) = place else { return Ok(None) };
         // ORDER: counted before the new owner's first byte, so that a reader of the old owner notices.
-        self.shared.reuse.fetch_add(1, Ordering::SeqCst);
+        self.shared.reuse.announce();
         let ready = self
             .copy_within(entry.file_offset, place.file_offset, len, |piece, at| {
                 self.storage.write_payload_at(piece, at)
@@ -217,7 +217,7 @@ impl Image {
             self.ensure_space(writer)?;
             let place = surveyed(&mut writer.space.lock())?.take_below(MIB, 0, offset);
             let Some(place) = place else { break };
-            self.shared.reuse.fetch_add(1, Ordering::SeqCst);
+            self.shared.reuse.announce();
             self.copy_within(offset, place.file_offset, MIB, |piece, at| {
                 self.storage.write_at(piece, at)
             })?;
@@ -273,7 +273,7 @@ impl Image {
         }
         self.ensure_mode(WriteMode::File)?;
         // ORDER: counted before the content goes, so that a reader of the old owner notices.
-        self.shared.reuse.fetch_add(1, Ordering::SeqCst);
+        self.shared.reuse.announce();
         self.storage
             .set_len(usage.end)
             .context(|| format!("cut the file to {} bytes", usage.end))?;

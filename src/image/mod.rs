@@ -3,11 +3,11 @@
 //! ```text
 //!   front        identifier, headers, log, regions, metadata: what must be right before a block is looked at
 //!   paged        words of BAT and bitmaps, brought in on first touch
-//!   lookup       what a byte range of the disk is in this file            (no lock, no I/O once pages are in)
+//!   lookup       what a byte range of the disk is in this file            (no lock, no I/O once pages are in; reuse)
 //!   space        which MiB of the file is whose                           (allocate: the survey, taking, giving back)
 //!   write        in place, allocating, zero, discard                      (claims, payload)
 //!   change       metadata in memory: held pages, one change at a time
-//!   commit       payload -> log entry -> in place                         (one leader, any number of followers)
+//!   commit       payload -> log entry -> in place                         (turns: one leader, any number of followers)
 //!   headers      the two-round header update
 //!   fill         content where the parent shows through   (rebase, detach, deleting a layer)
 //!   create       a new file
@@ -27,10 +27,14 @@ pub(crate) mod fill;
 pub(crate) mod front;
 pub(crate) mod headers;
 pub(crate) mod lookup;
+#[cfg(all(test, avhdx_loom))]
+mod models;
 pub(crate) mod paged;
 pub(crate) mod payload;
 pub(crate) mod restructure;
+pub(crate) mod reuse;
 pub(crate) mod space;
+pub(crate) mod turns;
 pub(crate) mod write;
 
 use std::path::{Path, PathBuf};
@@ -51,6 +55,7 @@ use crate::units::Geometry;
 
 use front::Front;
 use paged::{Budget, PagedTable, PAGE_WORDS};
+use reuse::Reuse;
 use write::Writer;
 
 /// What the images of one chain share.
@@ -58,10 +63,8 @@ use write::Writer;
 pub(crate) struct Shared {
     /// Memory for metadata pages.
     pub(crate) budget: Arc<Budget>,
-    /// Counts the times that space which had an owner was given to another, or back to the file system, *before* its
-    /// content changes. A reader that sees the same count before its lookup and after its I/O has read what the lookup
-    /// meant.
-    pub(crate) reuse: Arc<AtomicU64>,
+    /// Space that gets another owner.
+    pub(crate) reuse: Arc<Reuse>,
     /// When writes become durable.
     pub(crate) cache: CacheMode,
 }
@@ -70,7 +73,7 @@ impl Shared {
     pub(crate) fn new(budget: u64, cache: CacheMode) -> Self {
         Shared {
             budget: Budget::new(budget),
-            reuse: Arc::new(AtomicU64::new(0)),
+            reuse: Arc::new(Reuse::new()),
             cache,
         }
     }

@@ -4,7 +4,7 @@
 //! A change of metadata happens in memory, under the lock of [`Meta`], after the payload it makes reachable was
 //! written; [`super::commit`] makes it durable. Readers see it at once.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::OnceLock;
 
 use parking_lot::{Condvar, Mutex};
@@ -16,6 +16,7 @@ use super::front::Front;
 use super::paged::PagedTable;
 use super::payload::Payload;
 use super::space::{Allocation, Space};
+use super::turns::Turns;
 use super::{Image, WriteMode};
 use crate::error::{Error, ErrorKind, PathContext, Result};
 use crate::format::bat::{BitmapEntry, PayloadEntry, PayloadState};
@@ -31,10 +32,7 @@ pub(crate) struct Writer {
     /// A reservation was given back.
     pub(super) unreserved: Condvar,
     pub(crate) space: Mutex<Option<Space>>,
-    pub(crate) commit: Mutex<CommitState>,
-    /// Number of changes completed, and of those known durable.
-    pub(crate) completed: AtomicU64,
-    pub(crate) durable: AtomicU64,
+    pub(crate) commit: Turns<CommitState>,
     poison: OnceLock<Error>,
     sealed: AtomicBool,
     /// Most pages one log entry may carry.
@@ -53,9 +51,7 @@ impl Writer {
             meta: Mutex::default(),
             unreserved: Condvar::new(),
             space: Mutex::new(None),
-            commit: Mutex::new(CommitState::new(front.file_len)),
-            completed: AtomicU64::new(0),
-            durable: AtomicU64::new(0),
+            commit: Turns::new(CommitState::new(front.file_len)),
             poison: OnceLock::new(),
             sealed: AtomicBool::new(false),
             max_pages: Ring::max_pages(log_length),
@@ -111,7 +107,7 @@ impl Image {
     }
 
     pub(super) fn completed(&self, writer: &Writer) {
-        writer.completed.fetch_add(1, Ordering::Release);
+        writer.commit.complete();
     }
 
     /// Writes `payload` at `offset`. Both ends are multiples of the sector size; the range is inside the disk.

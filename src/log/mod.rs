@@ -7,6 +7,17 @@
 //!
 //! This module knows storage and the codec, not images: it moves 4 KiB sectors it does not interpret.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::indexing_slicing,
+        clippy::arithmetic_side_effects,
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic
+    )
+)]
+
 pub(crate) mod overlay;
 pub(crate) mod replay;
 pub(crate) mod ring;

@@ -3,7 +3,6 @@
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::io;
-use std::ops::Range;
 use std::sync::Arc;
 
 use super::scan::{Reader, Sequence};
@@ -43,9 +42,9 @@ impl Overlay {
             for update in reader.entry(located)?.updates {
                 match update {
                     Update::Data { file_offset, page } => {
-                        overlay.put(file_offset..file_offset + SECTOR, Cover::Page(Arc::from(&page[..])))
+                        overlay.put(file_offset, SECTOR, Cover::Page(Arc::from(&page[..])))
                     }
-                    Update::Zero { file_offset, length } => overlay.put(file_offset..file_offset + length, Cover::Zero),
+                    Update::Zero { file_offset, length } => overlay.put(file_offset, length, Cover::Zero),
                 }
             }
         }
@@ -53,7 +52,8 @@ impl Overlay {
     }
 
     /// Later updates hide earlier ones. Pages are replaced whole or cut at 4 KiB multiples, so never split.
-    fn put(&mut self, range: Range<u64>, cover: Cover) {
+    fn put(&mut self, file_offset: u64, length: u64, cover: Cover) {
+        let range = file_offset..file_offset.saturating_add(length); // checked: the target ends inside the file to be
         self.len = self.len.max(range.end);
         let overlapping: Vec<u64> = self
             .covers
@@ -113,18 +113,19 @@ impl Storage for Overlay {
         }
         while !buf.is_empty() {
             let (end, cover) = self.cover_at(at);
-            let len = (end - at).min(buf.len() as u64) as usize;
+            let len = end.saturating_sub(at).min(buf.len() as u64) as usize;
             let (part, rest) = buf.split_at_mut(len);
             match cover {
                 None => self.read_base(part, at)?,
                 Some((_, Cover::Zero)) => part.fill(0),
                 Some((start, Cover::Page(page))) => {
-                    let from = (at - start) as usize;
-                    part.copy_from_slice(&page[from..from + len]);
+                    let from = at.saturating_sub(start) as usize;
+                    let bytes = page.get(from..).and_then(|rest| rest.get(..len));
+                    part.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
                 }
             }
             buf = rest;
-            at += len as u64;
+            at = at.saturating_add(len as u64);
         }
         Ok(())
     }

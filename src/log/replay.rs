@@ -24,7 +24,7 @@ pub(crate) fn replay(storage: &dyn Storage, header: &Header, sequence: &Sequence
                     .write_at(&page[..], file_offset)
                     .context(|| format!("replay the log to file offset {file_offset:#x}"))?,
                 Update::Zero { file_offset, length } => {
-                    let end = file_offset + length; // checked: the target ends inside the file to be
+                    let end = file_offset.saturating_add(length); // checked: the target ends inside the file to be
                     if end > len {
                         storage
                             .set_len(end)

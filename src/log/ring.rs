@@ -46,17 +46,17 @@ impl Ring {
 
     /// Most pages one entry may carry, so that it takes at most half of a log of `length` bytes.
     pub(crate) fn max_pages(length: u32) -> usize {
-        let half = u64::from(length) / 2 - 2 * LOG_SECTOR;
+        let half = (u64::from(length) / 2).saturating_sub(LOG_SECTOR << 1);
         let mut pages = (half / LOG_SECTOR) as usize;
-        while log::entry_len(0, pages) > half {
-            pages -= 1;
+        while pages > 0 && log::entry_len(0, pages) > half {
+            pages = pages.saturating_sub(1);
         }
         pages
     }
 
     /// Whether an entry of `pages` fits without retiring older ones first.
     pub(crate) fn has_room(&self, pages: usize) -> bool {
-        u64::from(self.used) + log::entry_len(0, pages) <= u64::from(self.length) / 2
+        u64::from(self.used).saturating_add(log::entry_len(0, pages)) <= u64::from(self.length) / 2
     }
 
     /// Every update logged so far is at its final place and durable: the next entry starts a new sequence.
@@ -97,16 +97,18 @@ impl Ring {
         };
         let bytes = log::encode_entry(&header, &[], pages);
         let len = bytes.len() as u64;
-        if u64::from(self.used) + len > u64::from(self.length) - LOG_SECTOR {
+        let used = u64::from(self.used).saturating_add(len);
+        if used > u64::from(self.length).saturating_sub(LOG_SECTOR) {
             return Err(Error::new(
                 ErrorKind::Bug,
                 "a log entry would overwrite the active sequence",
             ));
         }
-        let first = (u64::from(self.length - self.head)).min(len) as usize;
-        for (part, at) in [(&bytes[..first], self.head), (&bytes[first..], 0)] {
+        let before_end = u64::from(self.length.saturating_sub(self.head));
+        let (first, second) = bytes.split_at(before_end.min(len) as usize);
+        for (part, at) in [(first, self.head), (second, 0)] {
             if !part.is_empty() {
-                let at = self.file_offset + u64::from(at);
+                let at = self.file_offset.saturating_add(u64::from(at));
                 storage
                     .write_at(part, at)
                     .context(|| format!("write the log at file offset {at:#x}"))?;
@@ -114,8 +116,11 @@ impl Ring {
         }
         storage.flush(barrier).context(|| "make a log entry durable".into())?;
         self.next_sequence = next_sequence;
-        self.head = ((u64::from(self.head) + len) % u64::from(self.length)) as u32;
-        self.used += len as u32;
+        self.head = match len.checked_sub(before_end) {
+            Some(past) => past as u32,
+            None => self.head.saturating_add(len as u32),
+        };
+        self.used = used as u32;
         Ok(())
     }
 }
@@ -123,5 +128,5 @@ impl Ring {
 /// A first sequence number: random, as Windows does, so that stale entries are unlikely to continue a new sequence.
 fn random_start() -> u64 {
     let [a, b, c, d, ..] = Guid::random().to_stored();
-    u64::from(u32::from_le_bytes([a, b, c, d])) + 1
+    u64::from(u32::from_le_bytes([a, b, c, d])).saturating_add(1)
 }

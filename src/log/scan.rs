@@ -4,7 +4,7 @@
 //! stops at the first wrong signature therefore touches each log sector a bounded number of times, and a start inside a
 //! run that was examined is a suffix of it: no hostile log makes the scan quadratic.
 
-use crate::error::{Defect, Error, IoContext, Result, Rule};
+use crate::error::{Defect, Error, ErrorKind, IoContext, Result, Rule};
 use crate::format::header::Header;
 use crate::format::log::{self, Entry, EntryHeader};
 use crate::limits;
@@ -51,28 +51,39 @@ impl<'a> Reader<'a> {
 
     /// The 4 KiB sector at `offset` in the log.
     fn sector(&mut self, offset: u64) -> Result<&[u8]> {
-        let inside =
-            offset >= self.window_start && offset + log::SECTOR <= self.window_start + self.window.len() as u64;
-        if !inside {
-            let len = (u64::from(self.header.log_length) - offset).min(WINDOW as u64) as usize;
+        let end = offset.saturating_add(log::SECTOR);
+        let window_end = self.window_start.saturating_add(self.window.len() as u64);
+        if offset < self.window_start || end > window_end {
+            let len = u64::from(self.header.log_length)
+                .saturating_sub(offset)
+                .min(WINDOW as u64) as usize;
             self.window.resize(len, 0);
-            let at = self.header.log_offset + offset;
+            let at = self.file_offset(offset);
             self.storage
                 .read_at(&mut self.window, at)
                 .context(|| format!("read the log at file offset {at:#x}"))?;
             self.window_start = offset;
         }
-        let from = (offset - self.window_start) as usize;
-        Ok(&self.window[from..from + log::SECTOR as usize])
+        let from = offset.saturating_sub(self.window_start) as usize;
+        let sector = self
+            .window
+            .get(from..)
+            .and_then(|rest| rest.get(..log::SECTOR as usize));
+        sector.ok_or_else(|| Error::new(ErrorKind::Bug, format!("log offset {offset:#x} is outside the log")))
+    }
+
+    /// The place in the file of an offset in the log. The header's rules keep the log inside any file there is.
+    fn file_offset(&self, offset: u64) -> u64 {
+        self.header.log_offset.saturating_add(offset)
     }
 
     /// The bytes of an entry, in ring order.
     fn bytes(&self, offset: u32, len: u32) -> Result<Vec<u8>> {
         let mut bytes = vec![0; len as usize];
-        let first = (self.header.log_length - offset).min(len) as usize;
+        let first = self.header.log_length.saturating_sub(offset).min(len) as usize;
         let (head, tail) = bytes.split_at_mut(first);
         for (part, at) in [(head, offset), (tail, 0)] {
-            let at = self.header.log_offset + u64::from(at);
+            let at = self.file_offset(u64::from(at));
             if !part.is_empty() {
                 self.storage
                     .read_at(part, at)
@@ -89,7 +100,7 @@ impl<'a> Reader<'a> {
             Defect::new(
                 Rule::LogEmpty,
                 "log entry",
-                self.header.log_offset + u64::from(located.offset),
+                self.file_offset(u64::from(located.offset)),
                 why,
                 "the entry that was valid a moment ago",
             )
@@ -103,9 +114,10 @@ impl<'a> Reader<'a> {
         let Some(header) = EntryHeader::parse(self.sector(u64::from(offset))?, guid, log_length) else {
             return Ok(None);
         };
-        let sectors = u64::from(header.entry_length) / log::SECTOR;
-        for i in 1..sectors {
-            let at = (u64::from(offset) + i * log::SECTOR) % u64::from(log_length);
+        let first = u64::from(offset);
+        let sectors = (first..first.saturating_add(u64::from(header.entry_length))).step_by(log::SECTOR as usize);
+        for at in sectors.skip(1) {
+            let at = wrap(at, log_length);
             if !matches!(self.sector(at)?.get(..4), Some(b"desc" | b"zero" | b"data")) {
                 return Ok(None);
             }
@@ -113,6 +125,14 @@ impl<'a> Reader<'a> {
         let bytes = self.bytes(offset, header.entry_length)?;
         let valid = Entry::parse(&bytes, guid, log_length).is_ok();
         Ok(valid.then_some(Located { offset, header }))
+    }
+}
+
+/// An offset that ran past the end of the log, once at most.
+fn wrap(offset: u64, log_length: u32) -> u64 {
+    match offset.checked_sub(u64::from(log_length)) {
+        Some(past) => past,
+        None => offset,
     }
 }
 
@@ -131,12 +151,12 @@ pub(crate) fn active_sequence(storage: &dyn Storage, header: &Header, file_len: 
             let follows = run
                 .last()
                 .is_none_or(|last| last.header.sequence_number.checked_add(1) == Some(entry.header.sequence_number));
-            total += u64::from(entry.header.entry_length);
+            total = total.saturating_add(u64::from(entry.header.entry_length));
             if !follows || total > u64::from(log_length) {
                 break;
             }
-            end += u64::from(entry.header.entry_length);
-            at = (end % u64::from(log_length)) as u32;
+            end = end.saturating_add(u64::from(entry.header.entry_length));
+            at = wrap(end, log_length) as u32;
             run.push(entry);
         }
         if let Some(head) = run.last() {
@@ -149,7 +169,7 @@ pub(crate) fn active_sequence(storage: &dyn Storage, header: &Header, file_len: 
             }
         }
         // Later starts inside this run are suffixes of it and end in the same head.
-        start = u32::try_from(end.max(u64::from(start) + log::SECTOR)).unwrap_or(log_length);
+        start = u32::try_from(end.max(u64::from(start).saturating_add(log::SECTOR))).unwrap_or(log_length);
     }
     let Some(entries) = candidate else {
         return Err(Error::from(Defect::new(
@@ -165,7 +185,7 @@ pub(crate) fn active_sequence(storage: &dyn Storage, header: &Header, file_len: 
 
 /// The checks of MS-VHDX 2.3.4 on the chosen sequence, and the targets of every update: before anything is written.
 fn check_sequence(reader: &Reader<'_>, header: &Header, entries: Vec<Located>, file_len: u64) -> Result<Sequence> {
-    let offset_of = |e: &Located| header.log_offset + u64::from(e.offset);
+    let offset_of = |e: &Located| reader.file_offset(u64::from(e.offset));
     if let Some(head) = entries.last() {
         if file_len < head.header.flushed_file_offset {
             return Err(Error::from(Defect::new(
