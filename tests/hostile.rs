@@ -558,6 +558,23 @@ fn requests_outside_the_disk_are_refused_whole() {
     assert_eq!(chain.discard(0, u64::MAX, false).unwrap_err().kind(), ErrorKind::Range);
 }
 
+/// Found by the fuzz target `chain`.
+#[test]
+fn a_header_whose_number_cannot_grow_is_a_finding() {
+    let fs = chain();
+    let mut image = fs.contents(path("base.vhdx")).unwrap();
+    headers(&mut image, |h| h.sequence_number = u64::MAX);
+    fs.insert(path("base.vhdx"), &image);
+    let mut rules = Vec::new();
+    let report = ops::check(&path("base.vhdx"), &options(&fs), &CheckOptions::default(), &mut |f| {
+        rules.push(f.defect.rule)
+    });
+    assert_eq!((report.unwrap().errors, rules), (1, vec![Rule::HeaderSequence]));
+    let error = use_all(&path("base.vhdx"), &options(&fs)).unwrap_err();
+    assert_eq!(rule_of(&error), Some(Rule::HeaderSequence));
+    assert!(fs.contents(path("base.vhdx")).unwrap() == image);
+}
+
 /// Found by the fuzz target `log`.
 #[test]
 fn zeros_replayed_do_not_cut_off_a_page_that_grew_the_file() {
