@@ -4,6 +4,7 @@
 //! layer at the end; check finds nothing in any file. What was flushed survives abandoning the disk without closing it. A
 //! discarded byte reads as before or as zero.
 
+use std::cell::RefCell;
 use std::path::PathBuf;
 
 use avhdx::ops::{self, CheckOptions, Severity};
@@ -25,6 +26,16 @@ struct World {
     fixed: bool,
     leaf: PathBuf,
     next: u32,
+    /// Kept, because getting megabytes anew for each comparison takes most of the time.
+    buffer: RefCell<Vec<u8>>,
+}
+
+fn room(buffer: &mut Vec<u8>, len: usize) -> &mut [u8] {
+    if buffer.len() < len {
+        buffer.resize(len, 0);
+    }
+    buffer[..len].fill(0xEE);
+    &mut buffer[..len]
 }
 
 const MOST_LAYERS: usize = 5;
@@ -235,9 +246,10 @@ impl World {
     }
 
     fn compare(&self) {
-        let mut found = vec![0xEE; self.layers[0].len()];
+        let mut buffer = self.buffer.borrow_mut();
+        let found = room(&mut buffer, self.layers[0].len());
         assert_eq!(self.chain().size(), found.len() as u64);
-        self.chain().read(&mut found, 0).unwrap();
+        self.chain().read(found, 0).unwrap();
         if found != self.layers[0] {
             let at = (0..found.len()).find(|&i| found[i] != self.layers[0][i]).unwrap();
             panic!("byte {at:#x} is {:#x}, wanted {:#x}", found[at], self.layers[0][at]);
@@ -246,8 +258,9 @@ impl World {
     }
 
     fn compare_layer(&self, layer: usize) {
-        let mut found = vec![0xEE; self.layers[layer].len()];
-        self.chain().read_layer(layer, &mut found, 0).unwrap();
+        let mut buffer = self.buffer.borrow_mut();
+        let found = room(&mut buffer, self.layers[layer].len());
+        self.chain().read_layer(layer, found, 0).unwrap();
         assert!(found == self.layers[layer], "layer {layer} differs");
     }
 
@@ -284,6 +297,7 @@ pub fn run(data: &[u8]) {
         fixed,
         leaf,
         next: 0,
+        buffer: RefCell::default(),
     };
     world.open();
     for _ in 0..24 {
