@@ -43,3 +43,6 @@ pub const MAX_SCANNED_LOG: u32 = 16 << 20;
 pub const MAX_VHD_BLOCKS: u64 = 4 << 20;
 /// Most findings a repair compares one by one. A file of all broken entries would otherwise fill memory with them.
 pub const MAX_REPAIR_FINDINGS: usize = 10_000;
+/// Header updates for which a sequence number must have room, for a file to count as sound. One of a real file is small; a
+/// hostile one near 2^64 opens, and refuses the first write or a later one.
+pub const HEADER_UPDATES: u64 = 1 << 32;

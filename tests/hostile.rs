@@ -558,6 +558,54 @@ fn requests_outside_the_disk_are_refused_whole() {
     assert_eq!(chain.discard(0, u64::MAX, false).unwrap_err().kind(), ErrorKind::Range);
 }
 
+/// Found by the fuzz target `chain`.
+#[test]
+fn a_header_whose_number_cannot_grow_is_a_finding() {
+    let fs = chain();
+    let mut image = fs.contents(path("base.vhdx")).unwrap();
+    headers(&mut image, |h| h.sequence_number = u64::MAX);
+    fs.insert(path("base.vhdx"), &image);
+    let mut rules = Vec::new();
+    let report = ops::check(&path("base.vhdx"), &options(&fs), &CheckOptions::default(), &mut |f| {
+        rules.push(f.defect.rule)
+    });
+    assert_eq!((report.unwrap().errors, rules), (1, vec![Rule::HeaderSequence]));
+    let error = use_all(&path("base.vhdx"), &options(&fs)).unwrap_err();
+    assert_eq!(rule_of(&error), Some(Rule::HeaderSequence));
+    assert!(fs.contents(path("base.vhdx")).unwrap() == image);
+}
+
+/// Found by the fuzz target `log`.
+#[test]
+fn zeros_replayed_do_not_cut_off_a_page_that_grew_the_file() {
+    let fs = chain();
+    let mut image = fs.contents(path("base.vhdx")).unwrap();
+    let len = image.len() as u64;
+    let entry = |sequence_number, last_file_offset| EntryHeader {
+        checksum: 0,
+        entry_length: 0,
+        tail: 0,
+        sequence_number,
+        descriptor_count: 0,
+        log_guid: LOG_GUID,
+        flushed_file_offset: len,
+        last_file_offset,
+    };
+    let page = [7; 4096];
+    let mut log = encode_entry(&entry(5, len + 2 * MIB), &[], &[(len + MIB, &page)]);
+    log.extend(encode_entry(&entry(6, len), &[(len, 4096)], &[]));
+    image[MIB as usize..MIB as usize + log.len()].copy_from_slice(&log);
+    headers(&mut image, |h| h.log_guid = LOG_GUID);
+    fs.insert(path("base.vhdx"), &image);
+    let mut open = options(&fs);
+    open.read_only = true;
+    open.log = LogPolicy::Replay;
+    drop(Chain::open(&path("base.vhdx"), &open).unwrap());
+    let replayed = fs.contents(path("base.vhdx")).unwrap();
+    assert_eq!(replayed.len() as u64, len + MIB + 4096);
+    assert!(replayed[(len + MIB) as usize..] == page);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 1500, ..ProptestConfig::default() })]
 

@@ -3,7 +3,7 @@
 use super::scan::{Reader, Sequence};
 use crate::error::{IoContext, Result};
 use crate::format::header::Header;
-use crate::format::log::Update;
+use crate::format::log::{Update, SECTOR};
 use crate::storage::{Barrier, Storage};
 
 /// Writes every update of `sequence` to its place and makes all of it durable. Idempotent: a crash at any point leaves
@@ -20,9 +20,13 @@ pub(crate) fn replay(storage: &dyn Storage, header: &Header, sequence: &Sequence
     for located in &sequence.entries {
         for update in reader.entry(located)?.updates {
             match update {
-                Update::Data { file_offset, page } => storage
-                    .write_at(&page[..], file_offset)
-                    .context(|| format!("replay the log to file offset {file_offset:#x}"))?,
+                Update::Data { file_offset, page } => {
+                    storage
+                        .write_at(&page[..], file_offset)
+                        .context(|| format!("replay the log to file offset {file_offset:#x}"))?;
+                    // It may have grown the file, which a later range of zeros must not shrink again.
+                    len = len.max(file_offset.saturating_add(SECTOR)); // checked: the target ends inside the file to be
+                }
                 Update::Zero { file_offset, length } => {
                     let end = file_offset.saturating_add(length); // checked: the target ends inside the file to be
                     if end > len {

@@ -9,6 +9,7 @@ use crate::format::bat::PayloadState;
 use crate::image::front::Front;
 use crate::image::space::Space;
 use crate::image::{Image, Shared};
+use crate::limits;
 use crate::options::{LogPolicy, OpenOptions};
 use crate::storage::{Access, LockMode, Storage};
 use crate::units::{BatSlot, ChunkIndex, MIB};
@@ -145,6 +146,16 @@ fn check_front(front: &Front, options: &CheckOptions, reporter: &mut Reporter<'_
             "an empty log",
         );
         reporter.add(Severity::Note, defect);
+    }
+    if header.sequence_number > u64::MAX - limits::HEADER_UPDATES {
+        let defect = Defect::new(
+            Rule::HeaderSequence,
+            "header",
+            crate::format::header::OFFSETS[front.current.slot],
+            format!("sequence number {}", header.sequence_number),
+            "one that can be incremented, or nothing can be written",
+        );
+        reporter.add(Severity::Error, defect);
     }
     if !front.current.copies_agree {
         let at = crate::format::header::OFFSETS[1 - front.current.slot];
