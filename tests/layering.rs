@@ -68,3 +68,36 @@ fn no_module_uses_one_above_it() {
     }
     assert!(seen > 100, "the imports were not found");
 }
+
+/// The compiler denies `unsafe` where it is not expected; this says where that may be, and wants the proof.
+#[test]
+fn unsafe_code_is_at_the_two_boundaries_and_explained() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut files = Vec::new();
+    sources(&root, &mut files);
+    let mut seen = 0;
+    for file in files {
+        let relative = file.strip_prefix(&root).unwrap();
+        let boundary = relative.starts_with("ffi") || relative == Path::new("storage/sys.rs");
+        let text = std::fs::read_to_string(&file).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        for (i, line) in lines.iter().enumerate() {
+            let code = line.split("//").next().unwrap();
+            let block = ["unsafe {", "unsafe impl"].iter().any(|what| code.contains(what));
+            assert!(
+                boundary || !(block || code.contains("unsafe_code")),
+                "{}:{}",
+                relative.display(),
+                i + 1
+            );
+            if block {
+                seen += 1;
+                let proof = lines[i.saturating_sub(8)..=i]
+                    .iter()
+                    .any(|line| line.contains("SAFETY:"));
+                assert!(proof, "{}:{}: no proof: {line}", relative.display(), i + 1);
+            }
+        }
+    }
+    assert!(seen > 50, "{seen} unsafe blocks were found");
+}

@@ -1,5 +1,5 @@
-//! Sixteen threads on one disk in real files, in a plain program, so that ThreadSanitizer sees nothing but the library
-//! (`scripts/sanitize tsan`). AVHDX_STRESS_SECONDS: how long, 2 without it.
+//! Sixteen threads on one disk in real files, in a plain program, so that a sanitizer sees nothing but the library.
+//! AVHDX_STRESS_SECONDS: how long, 2 without it.
 
 #[path = "common/random.rs"]
 mod random;

@@ -171,8 +171,12 @@ impl Chain {
 
     /// What is known of one file.
     pub fn layer_info(&self, layer: usize) -> Result<LayerInfo> {
-        let snapshot = self.snapshot.load_full();
-        let image = self.layer(layer)?;
+        self.info_at(&self.snapshot.load_full(), layer)
+    }
+
+    /// The same at one moment: layers may come and go meanwhile.
+    fn info_at(&self, snapshot: &Snapshot, layer: usize) -> Result<LayerInfo> {
+        let image = layer_of(snapshot, layer)?;
         let items = image.items();
         let header = image.header();
         let locator = items.locator.as_ref().filter(|_| items.parameters.has_parent);
@@ -201,12 +205,13 @@ impl Chain {
 
     /// What is known of the chain.
     pub fn info(&self) -> Result<ChainInfo> {
+        let snapshot = self.snapshot.load_full();
         Ok(ChainInfo {
-            virtual_size: self.size(),
+            virtual_size: snapshot.leaf().virtual_size(),
             read_only: self.read_only,
             pending_merge: self.pending_merge.load(Ordering::Relaxed),
-            layers: (0..self.layer_count())
-                .map(|i| self.layer_info(i))
+            layers: (0..snapshot.layers.len())
+                .map(|layer| self.info_at(&snapshot, layer))
                 .collect::<Result<_>>()?,
         })
     }
@@ -222,14 +227,7 @@ impl Chain {
     // ---- for operations ----
 
     pub(crate) fn layer(&self, layer: usize) -> Result<Arc<Image>> {
-        let snapshot = self.snapshot.load();
-        snapshot.layers.get(layer).cloned().ok_or_else(|| {
-            let count = snapshot.layers.len();
-            Error::new(
-                ErrorKind::Argument,
-                format!("there is no layer {layer}: the chain has {count}, 0 is the leaf"),
-            )
-        })
+        layer_of(&self.snapshot.load(), layer)
     }
 
     pub(crate) fn current(&self) -> Arc<Snapshot> {
@@ -289,6 +287,14 @@ impl Chain {
         }
         Ok(())
     }
+}
+
+fn layer_of(snapshot: &Snapshot, layer: usize) -> Result<Arc<Image>> {
+    snapshot.layers.get(layer).cloned().ok_or_else(|| {
+        let count = snapshot.layers.len();
+        let message = format!("there is no layer {layer}: the chain has {count}, 0 is the leaf");
+        Error::new(ErrorKind::Argument, message)
+    })
 }
 
 pub(crate) fn disk_type(items: &crate::format::metadata::DiskItems) -> DiskType {
