@@ -64,7 +64,7 @@ pub struct Strength {
 pub fn usual() -> Strength {
     let subsets = std::env::var("AVHDX_CRASH_SUBSETS").ok().and_then(|n| n.parse().ok());
     Strength {
-        subsets: subsets.unwrap_or(24),
+        subsets: subsets.unwrap_or(28),
         exhaustive_up_to: 7,
         again: 151,
         threads: 1,
