@@ -1,96 +1,17 @@
-//! Repair: what it mends, what it leaves alone, that undo gives back every bit, and that it can be cut anywhere.
+//! Repair: what it mends, what it leaves alone, and that undo gives back every bit. Power cuts are in `crash`.
 
-use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+#[path = "common/damaged.rs"]
+mod damaged;
+
+use std::path::Path;
 use std::sync::Arc;
 
 use avhdx::ops::{self, CheckOptions, Finding, RepairOptions, RepairReport};
-use avhdx::options::{CheckpointOptions, CreateOptions, OpenOptions};
-use avhdx::storage::crash::{CrashFileSystem, CrashOptions};
+use avhdx::options::OpenOptions;
 use avhdx::storage::fault::{FaultFileSystem, FaultMode};
-use avhdx::storage::{Access, Barrier, FileSystem, MemoryFileSystem};
+use avhdx::storage::{Access, FileSystem, MemoryFileSystem};
 use avhdx::{Chain, ErrorKind};
-
-const MIB: u64 = 1 << 20;
-/// Where a small new file has its BAT.
-const BAT: u64 = 3 * MIB;
-
-fn path(name: &str) -> PathBuf {
-    Path::new("/vm").join(name)
-}
-
-fn on(fs: &MemoryFileSystem) -> OpenOptions {
-    OpenOptions::new().on(Arc::new(fs.clone()))
-}
-
-fn bytes(fs: &MemoryFileSystem, name: &str) -> Vec<u8> {
-    let storage = fs.open(&path(name), Access::Read).unwrap();
-    let mut all = vec![0; storage.len().unwrap() as usize];
-    storage.read_at(&mut all, 0).unwrap();
-    all
-}
-
-/// Whether the file is these bytes.
-fn is(fs: &MemoryFileSystem, name: &str, wanted: &[u8]) -> bool {
-    let storage = fs.open(&path(name), Access::Read).unwrap();
-    let read = |buf: &mut [u8], at| storage.read_at(buf, at).unwrap();
-    storage.len().unwrap() == wanted.len() as u64 && equal(wanted, read)
-}
-
-/// Compares in pieces: a new buffer of megabytes for each of thousands of states costs more than all the rest.
-fn equal(wanted: &[u8], mut read: impl FnMut(&mut [u8], u64)) -> bool {
-    let mut buf = [0; 32 << 10];
-    wanted.chunks(buf.len()).enumerate().all(|(i, wanted)| {
-        let found = &mut buf[..wanted.len()];
-        read(found, i as u64 * (32 << 10));
-        found == wanted
-    })
-}
-
-/// Whether the disk reads so.
-fn reads_as(options: &OpenOptions, name: &str, wanted: &[u8]) -> bool {
-    let mut options = options.clone();
-    options.read_only = true;
-    let chain = Chain::open(&path(name), &options).unwrap_or_else(|e| panic!("{}", e.chain_text()));
-    chain.size() == wanted.len() as u64 && equal(wanted, |buf, at| chain.read(buf, at).unwrap())
-}
-
-fn patch(fs: &MemoryFileSystem, name: &str, at: u64, bytes: &[u8]) {
-    fs.open(&path(name), Access::Write)
-        .unwrap()
-        .write_at(bytes, at)
-        .unwrap();
-}
-
-fn content(options: &OpenOptions, name: &str) -> Vec<u8> {
-    let mut options = options.clone();
-    options.read_only = true;
-    let chain = Chain::open(&path(name), &options).unwrap_or_else(|e| panic!("{}", e.chain_text()));
-    let mut all = vec![0; chain.size() as usize];
-    chain.read(&mut all, 0).unwrap();
-    all
-}
-
-/// A base and a child, both with something in them; the child's log is dirty where `dirty`.
-fn prepared(dirty: bool) -> MemoryFileSystem {
-    let fs = MemoryFileSystem::new();
-    let mut create = CreateOptions::default();
-    create.size = 6 * MIB;
-    create.block_size = MIB as u32;
-    create.open = on(&fs);
-    ops::create(&path("base.vhdx"), &create).unwrap();
-    let chain = Chain::open(&path("base.vhdx"), &on(&fs)).unwrap();
-    chain.write(&[1; 2 * MIB as usize], 0, false).unwrap();
-    let mut checkpoint = CheckpointOptions::default();
-    checkpoint.block_size = MIB as u32;
-    ops::checkpoint(&chain, &path("a.avhdx"), &checkpoint).unwrap();
-    chain.write(&[2; 65536], MIB - 4096, true).unwrap();
-    chain.write(&[3; MIB as usize], 3 * MIB, true).unwrap();
-    if !dirty {
-        chain.close().unwrap();
-    }
-    fs
-}
+use damaged::{bytes, content, judge, on, patch, path, prepared, BAT, DAMAGES, MIB};
 
 fn repair(fs: &MemoryFileSystem, name: &str, options: &RepairOptions) -> (RepairReport, Vec<Finding>) {
     let mut findings = Vec::new();
@@ -107,45 +28,6 @@ fn findings(fs: &MemoryFileSystem, name: &str) -> Vec<String> {
     .unwrap();
     all
 }
-
-type Damage = fn(&MemoryFileSystem);
-
-fn bad_header_of(fs: &MemoryFileSystem, newest: bool) {
-    let all = bytes(fs, "a.avhdx");
-    let number = |at: usize| u64::from_le_bytes(all[at + 8..at + 16].try_into().unwrap());
-    let at = match (number(0x10000) > number(0x20000)) == newest {
-        true => 0x10000,
-        false => 0x20000,
-    };
-    patch(fs, "a.avhdx", at + 100, b"x");
-}
-
-/// Names, whether the log is dirty, the damage, and how many findings a repair mends.
-const DAMAGES: &[(&str, bool, Damage)] = &[
-    ("a dirty log", true, |_| ()),
-    ("a bad older header", false, |fs| bad_header_of(fs, false)),
-    ("a bad older header and a dirty log", true, |fs| {
-        bad_header_of(fs, false)
-    }),
-    ("a bad first region table", false, |fs| {
-        patch(fs, "a.avhdx", 0x30010, b"x")
-    }),
-    ("a bad second region table", false, |fs| {
-        patch(fs, "a.avhdx", 0x40010, b"x")
-    }),
-    ("an offset in an absent entry", false, |fs| {
-        patch(fs, "a.avhdx", BAT + 2 * 8, &(7 * MIB).to_le_bytes())
-    }),
-    ("a trimmed block on another's place", false, |fs| {
-        let present = bytes(fs, "a.avhdx")[BAT as usize + 3 * 8..][..8].to_vec();
-        let raw = u64::from_le_bytes(present.try_into().unwrap());
-        patch(fs, "a.avhdx", BAT + 5 * 8, &(raw & !7 | 3).to_le_bytes());
-    }),
-    ("several at once", true, |fs| {
-        patch(fs, "a.avhdx", 0x40010, b"x");
-        bad_header_of(fs, false);
-    }),
-];
 
 #[test]
 fn what_can_be_mended_is_and_undo_gives_back_every_bit() {
@@ -291,89 +173,6 @@ fn undo_is_refused_where_it_would_do_harm() {
     let refused = ops::undo(&path("a.avhdx"), None, &on(&fs)).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Argument);
     assert!(bytes(&fs, "a.avhdx") == before);
-}
-
-/// Cuts a repair, and an undo of it, everywhere; the number of states, or the first that is wrong.
-fn cut(ignore: Option<Barrier>) -> Result<u64, String> {
-    let mut states = 0;
-    for (name, dirty, damage) in DAMAGES {
-        let initial = prepared(*dirty);
-        damage(&initial);
-        let before = bytes(&initial, "a.avhdx");
-        let read = content(&on(&initial), "a.avhdx");
-        let crash = CrashFileSystem::new(&initial);
-        let open = OpenOptions::new().on(Arc::new(crash.clone()));
-        ops::repair(&path("a.avhdx"), &open, &RepairOptions::default(), &mut |_| ()).unwrap();
-        crash.mark(1);
-        ops::undo(&path("a.avhdx"), None, &open).unwrap();
-        let options = CrashOptions {
-            subsets_per_point: 24,
-            garble_below: 192 << 10,
-            ignore,
-            ..CrashOptions::default()
-        };
-        let mut wrong = None;
-        let stats = crash.enumerate(&options, &mut |state, point| {
-            let verdict = judge(&state, &before, &read, point.marks.is_empty());
-            match verdict {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(why) => {
-                    wrong = Some(format!("{name}: {why}\n  {}", point.description));
-                    ControlFlow::Break(())
-                }
-            }
-        });
-        if let Some(why) = wrong {
-            return Err(why);
-        }
-        states += stats.states;
-    }
-    Ok(states)
-}
-
-fn judge(state: &MemoryFileSystem, before: &[u8], read: &[u8], repairing: bool) -> Result<(), String> {
-    let tell = |what: &str, e: avhdx::Error| format!("{what}: {}", e.chain_text());
-    let undo = state.paths().contains(&path("a.avhdx.undo"));
-    if !undo && !is(state, "a.avhdx", before) {
-        return Err("changed without an undo file".into());
-    }
-    if repairing {
-        // The repair can be made again.
-        let again = state.snapshot();
-        let mut options = RepairOptions::default();
-        options.undo = Some(path("again.undo"));
-        let report = ops::repair(&path("a.avhdx"), &on(&again), &options, &mut |_| ()).map_err(|e| tell("again", e))?;
-        if report.check.errors + report.check.warnings > 0 {
-            return Err(format!("repaired again: {:?}", report.check));
-        }
-        if !reads_as(&on(&again), "a.avhdx", read) {
-            return Err("reads differently after another repair".into());
-        }
-    }
-    if undo {
-        ops::undo(&path("a.avhdx"), None, &on(state)).map_err(|e| tell("undo", e))?;
-        if !is(state, "a.avhdx", before) {
-            return Err("undo does not give back every bit".into());
-        }
-    }
-    Ok(())
-}
-
-#[test]
-fn every_power_cut_leaves_what_can_be_repaired_or_undone() {
-    let states = cut(None).unwrap_or_else(|why| panic!("{why}"));
-    println!("{states} states");
-    assert!(states >= 2000, "only {states} states");
-}
-
-#[test]
-fn without_its_barriers_a_power_cut_does_harm() {
-    for barrier in [Barrier::NewFile, Barrier::HeaderFirst] {
-        assert!(
-            cut(Some(barrier)).is_err(),
-            "{barrier:?} can be left out and nobody notices"
-        );
-    }
 }
 
 #[test]

@@ -1,13 +1,16 @@
-//! A merge that fails at any call is finished by `resume`, with the locks of a disk in use.
+//! A merge that fails at any call is finished by `resume`, with the locks of a disk in use; and what others note about a
+//! disk is not believed.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use avhdx::format::locator::{self, Locator};
+use avhdx::format::metadata;
 use avhdx::ops;
-use avhdx::options::{CheckpointOptions, CreateOptions, MergeOptions, OpenOptions};
+use avhdx::options::{CheckpointOptions, CreateOptions, DiskType, MergeOptions, OpenOptions};
 use avhdx::storage::fault::{FaultFileSystem, FaultMode};
 use avhdx::storage::MemoryFileSystem;
-use avhdx::Chain;
+use avhdx::{Chain, ErrorKind, Guid};
 
 const MIB: u64 = 1 << 20;
 
@@ -68,4 +71,65 @@ fn a_merge_below_the_leaf_is_finished_wherever_it_stopped() {
         assert!(found == content, "call {n}");
     }
     assert!(finished > 5, "{finished} merges were finished");
+}
+
+/// Puts a note and a second linkage into the locator of a file, which is the last item of its region.
+fn note_merge(fs: &MemoryFileSystem, name: &str, linkage2: Guid, note: &str) {
+    let mut bytes = fs.contents(path(name)).unwrap();
+    let find = |bytes: &[u8], guid: Guid| bytes.windows(16).position(|w| w == guid.to_stored()).unwrap();
+    let entry = find(&bytes, metadata::PARENT_LOCATOR);
+    let at = find(&bytes, locator::VHDX_LOCATOR);
+    let length = u32::from_le_bytes(bytes[entry + 20..entry + 24].try_into().unwrap());
+    let mut changed = Locator::parse(&bytes[at..at + length as usize], 0).unwrap();
+    changed.set_linkage(changed.linkage().unwrap(), Some(linkage2));
+    changed.set(locator::MERGE, note);
+    let item = changed.encode();
+    bytes[at..at + item.len()].copy_from_slice(&item);
+    bytes[entry + 20..entry + 24].copy_from_slice(&(item.len() as u32).to_le_bytes());
+    fs.insert(path(name), &bytes);
+    let open = OpenOptions::new().on(Arc::new(fs.clone()));
+    let info = Chain::open(&path(name), &open).unwrap().info().unwrap();
+    assert!(info.pending_merge, "the note is there");
+}
+
+/// Notes of merges that never were, in a file that somebody put beside the disks of others: none of those is merged,
+/// removed or made unusable by them.
+#[test]
+fn a_note_about_another_file_is_not_believed() {
+    for (layers, abandoned) in [(0, 0), (1, 0), (1, 5), (usize::MAX, usize::MAX)] {
+        for stage in ["copying", "copied", "child", "retired"] {
+            let (fs, content) = prepared();
+            let open = OpenOptions::new().on(Arc::new(fs.clone()));
+            let mut create = CreateOptions::default();
+            create.disk_type = DiskType::Differencing;
+            create.parent = Some(path("a.avhdx"));
+            create.open = open.clone();
+            ops::create(&path("evil.avhdx"), &create).unwrap();
+            let victim = Chain::probe(&path("b.avhdx"), &open).unwrap().data_write_guid;
+            let evil = Chain::probe(&path("evil.avhdx"), &open).unwrap().data_write_guid;
+            for (top, leaf) in [(victim, "layer"), (evil, "leaf")] {
+                let fs = fs.snapshot();
+                let open = OpenOptions::new().on(Arc::new(fs.clone()));
+                let note = format!("{stage} {layers} {} {leaf} unlink {abandoned}", top.braced());
+                note_merge(&fs, "evil.avhdx", victim, &note);
+                let _ = ops::pending(&path("evil.avhdx"), &open);
+                let _ = ops::resume(&path("evil.avhdx"), &open, &MergeOptions::default(), &mut |_| true);
+                let reads = |leaf: &str| {
+                    let chain =
+                        Chain::open(&path(leaf), &open).unwrap_or_else(|e| panic!("{note}: {}", e.chain_text()));
+                    let mut found = vec![0; content.len()];
+                    chain.read(&mut found, 0).unwrap();
+                    assert!(found == content, "{note}");
+                };
+                assert!(fs.paths().contains(&path("b.avhdx")), "{note}");
+                reads("b.avhdx");
+                // Merging it does not take the other's word for being done.
+                let merged = ops::merge_path(&path("b.avhdx"), None, &open, &MergeOptions::default(), &mut |_| true);
+                match merged {
+                    Ok(_) => reads("a.avhdx"),
+                    Err(error) => assert_eq!(error.kind(), ErrorKind::HasChildren, "{note}"),
+                }
+            }
+        }
+    }
 }

@@ -20,13 +20,19 @@ pub(crate) struct Opened {
 /// Opens the file at `path` through the options' file system.
 pub(crate) fn storage(path: &Path, access: Access, options: &OpenOptions) -> Result<Arc<dyn Storage>> {
     options.file_system.open(path, access).map_err(|cause| {
-        let hint = match cause.raw_os_error() {
+        let errno = cause.raw_os_error();
+        if matches!(errno, Some(libc::EINVAL | libc::EISDIR)) {
+            return Error::new(ErrorKind::Argument, "cannot open the file")
+                .with_source(cause)
+                .with_path(path)
+                .with_hint("a disk image is a regular file or a block device");
+        }
+        let hint = match errno {
             Some(libc::ENOENT) => Some("check the path"),
             Some(libc::EACCES | libc::EROFS | libc::EPERM) if access == Access::Write => {
                 Some("open it read-only, or check its permissions")
             }
             Some(libc::EACCES | libc::EPERM) => Some("check its permissions"),
-            Some(libc::EINVAL | libc::EISDIR) => Some("a disk image is a regular file or a block device"),
             _ => None,
         };
         let error = Error::io("open the file", cause).with_path(path);
@@ -100,6 +106,7 @@ pub(crate) fn parents(leaf: Arc<Image>, options: &OpenOptions, shared: &Shared) 
         };
         let Located { path, storage } =
             locate::locate(&wanted, options).map_err(|e| e.with_layer(opened.layers.len() - 1))?;
+        check_new(&opened.layers, &*storage, &path)?;
         let parent = parent(storage, &path, options, shared, opened.layers.len())?;
         if !wanted.accepts(parent.data_write_guid()) {
             let message = "the parent changed while it was being opened";
@@ -130,6 +137,7 @@ pub(crate) fn listed(leaf: Arc<Image>, parents: &[PathBuf], options: &OpenOption
             return Err(Error::new(ErrorKind::Argument, message).with_path(path));
         };
         let storage = storage(path, Access::Read, options)?;
+        check_new(&opened.layers, &*storage, path)?;
         let parent = parent(storage, path, options, shared, opened.layers.len())?;
         let identity = parent.data_write_guid();
         if identity != linkage && linkage2 != Some(identity) && !options.ignore_id_mismatch {
@@ -189,22 +197,30 @@ fn check_depth(depth: usize, child: &Path, options: &OpenOptions) -> Result<()> 
     Ok(())
 }
 
-/// What must hold between a layer and its child, and that no file is in the chain twice.
-fn check_pair(layers: &[Arc<Image>], parent: &Image) -> Result<()> {
-    let id: Option<FileId> = parent.storage().id();
-    if let Some(same) = layers.iter().find(|l| id.is_some() && l.storage().id() == id) {
-        let message = format!("the chain returns to {:?}", same.name());
-        return Err(Error::new(ErrorKind::ChainLoop, message)
-            .with_path(parent.name())
-            .with_hint(
+/// That no file is in the chain twice. Before it is locked: a second lock of the same file would be refused as another
+/// program's.
+fn check_new(layers: &[Arc<Image>], parent: &dyn Storage, path: &Path) -> Result<()> {
+    let id: Option<FileId> = parent.id();
+    match layers.iter().find(|l| id.is_some() && l.storage().id() == id) {
+        None => Ok(()),
+        Some(same) => {
+            let message = format!("the chain returns to {:?}", same.name());
+            Err(Error::new(ErrorKind::ChainLoop, message).with_path(path).with_hint(
                 "a file names itself, or a child of its own, as its parent; restore the locator from a backup",
-            ));
+            ))
+        }
     }
+}
+
+/// What must hold between a layer and its child.
+fn check_pair(layers: &[Arc<Image>], parent: &Image) -> Result<()> {
     let child = &layers[layers.len() - 1];
     let (wanted, found) = (child.geometry().sector_size(), parent.geometry().sector_size());
     if wanted != found {
         let message = format!("the parent has logical sectors of {found} bytes, its child of {wanted}");
-        return Err(Error::new(ErrorKind::ParentMismatch, message).with_path(parent.name()));
+        return Err(Error::new(ErrorKind::ParentMismatch, message)
+            .with_path(parent.name())
+            .with_hint("only a disk with the same logical sector size can be the parent"));
     }
     Ok(())
 }

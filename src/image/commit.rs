@@ -17,7 +17,7 @@ use crate::format::region;
 use crate::guid::Guid;
 use crate::log::ring::{PageBytes, Ring};
 use crate::options::CacheMode;
-use crate::storage::Barrier;
+use crate::storage::{Barrier, Order};
 use crate::units::{align_down, align_up, LOG_SECTOR, MIB};
 
 /// What only the leader of a commit touches.
@@ -76,6 +76,9 @@ impl Image {
         let (snapshot, freed) = self.take_snapshot(writer);
         if snapshot.is_empty() {
             self.flush(Barrier::Payload, state)?;
+        } else if Order::FreedWhenDurable.is_forgotten() {
+            self.release(writer, freed)?;
+            self.log(writer, state, snapshot)?;
         } else {
             self.log(writer, state, snapshot)?;
             self.release(writer, freed)?;
@@ -108,7 +111,7 @@ impl Image {
         }
         let (_, log_length) = self.log_place();
         let room = state.ring.as_ref().is_some_and(|ring| ring.has_room(snapshot.len()));
-        if !room {
+        if !room && !Order::AppliedBeforeRetired.is_forgotten() {
             self.apply(writer)?;
         }
         // ORDER: payload, and metadata just applied, are durable before the entry that relies on them (I3, I6).
@@ -268,6 +271,9 @@ impl Image {
             writer.commit.lead(state, |state| self.lead(writer, state))?;
         }
         if state.ring.is_some() {
+            if Order::AppliedBeforeDenied.is_forgotten() {
+                self.update_header(WriteMode::File, |header| header.log_guid = Guid::ZERO)?;
+            }
             self.apply(writer)?;
             // ORDER: everything at its place before the header denies the log (I8).
             self.storage

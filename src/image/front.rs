@@ -55,6 +55,8 @@ impl Front {
             }
             let sequence = scan::active_sequence(&*storage, &current.header, file_len)?;
             if replay_into_file {
+                // What the file will be is checked before the first byte is written.
+                Front::read(storage.clone(), LogPolicy::Memory, false)?;
                 // ORDER: the new FileWriteGuid is durable before the first replayed byte (I1); LogGuid stays until all
                 // of it is in place (I8).
                 headers::update(&*storage, &mut current, |h| h.file_write_guid = Guid::random())?;

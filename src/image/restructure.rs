@@ -18,6 +18,7 @@ use crate::guid::Guid;
 use crate::limits;
 use crate::log::ring::PageBytes;
 use crate::options::LogPolicy;
+use crate::storage::Order;
 use crate::units::{align_down, BatIndex, BatSlot, Geometry, LOG_SECTOR, MIB};
 
 /// A new state of the metadata region in preparation.
@@ -382,6 +383,12 @@ impl Image {
         }
         edit.put(self.size_item()?, size.to_le_bytes().to_vec())?;
         // ORDER: entries beyond the size mean nothing; size and, if it moved, the BAT's place change in one log entry.
+        if Order::GrownInOneEntry.is_forgotten() {
+            self.stage_edit(edit, Vec::new(), WriteMode::Data, Room::InPlace)?;
+            self.commit()?;
+            self.stage(pages, WriteMode::Data)?;
+            return self.commit();
+        }
         self.stage_edit(edit, pages, WriteMode::Data, Room::InPlace)?;
         self.commit()
     }
@@ -404,6 +411,9 @@ impl Image {
         self.ensure_mode(WriteMode::Data)?;
         // From here on the BAT is changed as raw pages: nothing of it may be newer in memory.
         self.clean_keeping_mode()?;
+        if Order::ShrunkBeforeCleared.is_forgotten() {
+            self.clear_behind(&old, &new)?;
+        }
         let mut edit = self.edit();
         edit.put(self.size_item()?, size.to_le_bytes().to_vec())?;
         self.stage_edit(edit, Vec::new(), WriteMode::Data, Room::InPlace)?;

@@ -8,7 +8,7 @@ use crate::chain::{open, Chain};
 use crate::error::{Error, ErrorKind, PathContext, Result};
 use crate::image::Image;
 use crate::options::{CheckpointOptions, LogPolicy};
-use crate::storage::{Access, LockMode};
+use crate::storage::{Access, LockMode, Order};
 
 /// Seals the leaf and continues on a new differencing child at `new_leaf`, which must not exist. Reads go on; writes
 /// wait for the few flushes it takes, whatever the size of the disk. On return the child is durable under its name, and
@@ -28,7 +28,9 @@ pub fn checkpoint(chain: &Chain, new_leaf: &Path, options: &CheckpointOptions) -
         .with_hint("merge layers, or raise max-depth"));
     }
     // ORDER: the old leaf is clean and durable before a child can refer to its DataWriteGuid.
-    old.clean()?;
+    if !Order::CheckpointedWhole.is_forgotten() {
+        old.clean()?;
+    }
     let child = match new_child(chain, old, new_leaf, options) {
         Ok(child) => child,
         Err(error) => {

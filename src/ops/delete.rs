@@ -13,7 +13,7 @@ use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::Image;
 use crate::options::{DeleteInto, DeleteOptions, MergeOptions, ProgressFn};
-use crate::storage::LockMode;
+use crate::storage::{LockMode, Order};
 
 /// What a deletion did.
 #[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
@@ -152,7 +152,13 @@ impl<'a> Fold<'a> {
         let mut filler = Filler::new(chain.options(), old, new, false, pace);
         filler.prepare(&images)?;
         let parent = (new[0].name().to_path_buf(), new[0].data_write_guid());
+        if Order::ChildrenBeforeRemoval.is_forgotten() {
+            remove(chain.options(), &[layers[layer].clone()], &mut Vec::new())?;
+        }
         for child in children {
+            if Order::FilledBeforeFold.is_forgotten() {
+                layers::relink(chain.options(), child, &parent.0, (parent.1, None))?;
+            }
             filler.fill(child)?;
             // ORDER: what the child gained is durable before it names another parent.
             child.commit()?;
@@ -174,7 +180,9 @@ impl<'a> Fold<'a> {
             layers::demote(chain, &layers[layer - 1])?;
         }
         // ORDER: every child is durably on the other parent before the file goes.
-        remove(chain.options(), &[deleted], &mut report.removed)?;
+        if !Order::ChildrenBeforeRemoval.is_forgotten() {
+            remove(chain.options(), &[deleted], &mut report.removed)?;
+        }
         Ok(report)
     }
 

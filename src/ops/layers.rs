@@ -13,7 +13,7 @@ use crate::format::locator::{Locator, VOLUME_PATH};
 use crate::guid::Guid;
 use crate::image::{Image, Shared};
 use crate::options::{LogPolicy, OpenOptions};
-use crate::storage::{Access, LockMode, Storage};
+use crate::storage::{Access, LockMode, Order, Storage};
 
 /// Opens a layer for writing and continues with that. The leaf is writable already.
 pub(super) fn promote(chain: &Chain, layer: usize) -> Result<Arc<Image>> {
@@ -217,22 +217,23 @@ pub(super) fn claim_for_removal(options: &OpenOptions, image: &Image) -> Result<
 /// Removes files in this order, durably. The caller has seen to it that nobody needs them.
 pub(super) fn remove(options: &OpenOptions, images: &[Arc<Image>], removed: &mut Vec<PathBuf>) -> Result<()> {
     let fs = &*options.file_system;
-    let mut directories: Vec<PathBuf> = Vec::new();
+    let sync = |image: &Image| {
+        let dir = directory(image.name());
+        fs.sync_dir(&dir).context(|| "make the removal durable".into()).at(&dir)
+    };
     for image in images {
         fs.remove(image.name())
             .context(|| "remove the file".into())
             .at(image.name())
             .map_err(|e| e.with_hint("everything else is done; no disk depends on the file: remove it by hand"))?;
         removed.push(image.name().to_path_buf());
-        let dir = directory(image.name());
-        if !directories.contains(&dir) {
-            directories.push(dir);
+        // ORDER: gone durably before the next goes: a directory that is not synced may lose the later name first.
+        if !Order::RemovedInTurn.is_forgotten() {
+            sync(image)?;
         }
     }
-    for dir in directories {
-        fs.sync_dir(&dir)
-            .context(|| "make the removal durable".into())
-            .at(&dir)?;
+    match images.last() {
+        Some(image) if Order::RemovedInTurn.is_forgotten() => sync(image),
+        _ => Ok(()),
     }
-    Ok(())
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::chain::locate::directory;
 use crate::error::{Error, IoContext, PathContext, Result};
 use crate::guid::Guid;
-use crate::storage::{Access, FileSystem, Storage};
+use crate::storage::{Access, FileSystem, Order, Storage};
 
 /// A file being made under a temporary name in the directory it is for. Dropped before it is published, it is removed.
 pub(super) struct NewFile<'a> {
@@ -51,9 +51,19 @@ impl Drop for NewFile<'_> {
 /// Gives files, whose content is durable and which are all for one directory, their names, in this order. Either all
 /// have them, durably, or none has.
 pub(super) fn publish(files: &mut [NewFile<'_>]) -> Result<()> {
-    // ORDER: the content is durable; now the names, the one that depends on the others last, and then the directory
-    // that holds them.
-    for file in files.iter_mut() {
+    let sync = |file: &NewFile<'_>| {
+        file.fs
+            .sync_dir(&directory(&file.path))
+            .context(|| "make the new name durable".into())
+            .at(&file.path)
+    };
+    // ORDER: the content is durable; now the names, durably, the one that depends on the others last: a directory that
+    // is not synced may keep the later name and lose the earlier.
+    for i in 0..files.len() {
+        if i > 0 && !Order::ParentsNamedFirst.is_forgotten() {
+            sync(&files[i - 1])?;
+        }
+        let file = &mut files[i];
         if let Some(temporary) = &file.name {
             file.fs
                 .rename_new(temporary, &file.path)
@@ -66,10 +76,7 @@ pub(super) fn publish(files: &mut [NewFile<'_>]) -> Result<()> {
         }
     }
     if let Some(file) = files.last() {
-        file.fs
-            .sync_dir(&directory(&file.path))
-            .context(|| "make the new name durable".into())
-            .at(&file.path)?;
+        sync(file)?;
     }
     for file in files {
         file.name = None;

@@ -16,7 +16,7 @@ use crate::image::lookup::Source;
 use crate::image::payload::Payload;
 use crate::image::Image;
 use crate::options::{OpenOptions, ProgressFn, RebaseOptions};
-use crate::storage::CopyMethod;
+use crate::storage::{CopyMethod, Order};
 use crate::units::{BlockIndex, MIB};
 
 /// Most bytes dealt with between two reports.
@@ -73,6 +73,9 @@ pub fn rebase(
         Pace::new("the rebase", AGAIN, options.rate, progress),
     );
     filler.prepare(&[&leaf])?;
+    if Order::FilledBeforeRebase.is_forgotten() {
+        layers::relink(open, &leaf, new[0].name(), (new[0].data_write_guid(), None))?;
+    }
     filler.fill(&leaf)?;
     let bytes = filler.copied();
     let (name, identity) = (new[0].name().to_path_buf(), new[0].data_write_guid());

@@ -12,11 +12,16 @@ pub(crate) mod draft;
 pub mod fault;
 mod file;
 mod memory;
+mod order;
 pub(crate) mod rehearsal;
 mod sys;
 
 pub use file::{FileStorage, OsFileSystem};
 pub use memory::MemoryFileSystem;
+#[cfg(feature = "test-support")]
+pub use order::Order;
+#[cfg(not(feature = "test-support"))]
+pub(crate) use order::Order;
 
 use std::any::Any;
 use std::fmt::Debug;

@@ -11,7 +11,7 @@ use crate::image::payload::Payload;
 use crate::image::Image;
 use crate::ops::pace::Pace;
 use crate::options::{MergeMode, MergeOptions, ProgressFn};
-use crate::storage::{CopyMethod, Storage};
+use crate::storage::{CopyMethod, Order, Storage};
 use crate::units::{align_down, BlockIndex, MIB};
 
 /// Most bytes copied at once.
@@ -312,7 +312,9 @@ impl<'a> Copier<'a> {
     /// Releases the merged layers' blocks wholly inside the range, whose content the target now holds.
     fn release(&self, from: u64, to: u64) -> Result<()> {
         // ORDER: the target's copies are durable before anything is taken from the merged layers.
-        self.target.commit()?;
+        if !Order::CopiedBeforeReleased.is_forgotten() {
+            self.target.commit()?;
+        }
         // ORDER: lowest layer first, each durable before the next: a block must not become transparent while a lower
         // one still holds older data.
         for (i, image) in self.merged.iter().enumerate().rev() {

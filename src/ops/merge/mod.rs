@@ -29,7 +29,7 @@ use crate::error::{Error, ErrorKind, PathContext, Result};
 use crate::guid::Guid;
 use crate::image::{Image, WriteMode};
 use crate::options::{MergeOptions, OpenOptions, ProgressFn};
-use crate::storage::Access;
+use crate::storage::{Access, Order};
 
 use copy::Copier;
 use family::Family;
@@ -244,6 +244,12 @@ impl<'a> Merge<'a> {
         self.announce(!options.unlink)?;
         self.grow()?;
         copier.target = self.target.clone();
+        if Order::CopiedBeforeRelink.is_forgotten() {
+            let top = self.chain.layer(self.top)?.data_write_guid();
+            for child in self.children.iter().map(|child| child.image.clone()) {
+                self.point_to_target(&child, Some(top), None)?;
+            }
+        }
         copier.merged = self.chain.current().layers[self.top..self.base].to_vec();
         copier.watch = (self.top == 0).then(|| self.chain.start_watch());
         copier.run()?;
@@ -294,6 +300,10 @@ impl<'a> Merge<'a> {
         locator.set_linkage(before, Some(after));
         let record = self.record(Stage::Copying, keep)?;
         Record::note(Some(record), &mut locator);
+        if Order::AcceptedBeforeTaken.is_forgotten() {
+            self.target
+                .update_header(WriteMode::Data, |header| header.data_write_guid = after)?;
+        }
         child.set_locator(&locator)?;
         if self.base - 1 > 0 {
             child.clean()?;
@@ -446,6 +456,10 @@ impl<'a> Merge<'a> {
             return Ok(());
         }
         let lowest_first: Vec<Arc<Image>> = inner.iter().rev().cloned().collect();
+        if Order::TopRemovedLast.is_forgotten() {
+            layers::remove(self.chain.options(), std::slice::from_ref(top), &mut report.removed)?;
+            return layers::remove(self.chain.options(), &lowest_first, &mut report.removed);
+        }
         layers::remove(self.chain.options(), &lowest_first, &mut report.removed)?;
         // ORDER: those are gone durably before the top is, which is the way to them.
         layers::remove(self.chain.options(), std::slice::from_ref(top), &mut report.removed)

@@ -22,7 +22,7 @@ use crate::format::header::{self, Header};
 use crate::guid::Guid;
 use crate::image::headers;
 use crate::options::OpenOptions;
-use crate::storage::{Access, Barrier, LockMode, Storage};
+use crate::storage::{Access, Barrier, LockMode, Order, Storage};
 use crate::units::MIB;
 
 const SIGNATURE: &[u8; 8] = b"avhdxund";
@@ -77,6 +77,9 @@ pub(super) fn save(undo: &Path, staged: &Staged, storage: &dyn Storage, open: &O
     if let Err(error) = written {
         let _ = fs.remove(&temporary);
         return Err(error.with_path(undo).with_hint("nothing was changed"));
+    }
+    if Order::UndoNamedFirst.is_forgotten() {
+        return Ok(());
     }
     fs.sync_dir(&directory(undo))
         .context(|| "make the name of the undo file durable".into())

@@ -27,6 +27,8 @@ pub struct CrashOptions {
     pub garble_below: u64,
     /// First event at which power may fail.
     pub start: usize,
+    /// Synchronised directories do not count: what happens if the code forgot that.
+    pub ignore_sync_dir: bool,
 }
 
 impl Default for CrashOptions {
@@ -39,6 +41,7 @@ impl Default for CrashOptions {
             tear: true,
             garble_below: 0,
             start: 0,
+            ignore_sync_dir: false,
         }
     }
 }
@@ -57,7 +60,7 @@ pub struct CrashPoint {
 /// What was made.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct CrashStats {
-    /// Number of states.
+    /// Number of states, each counted once: the same changes survived and the same was promised.
     pub states: u64,
 }
 
@@ -96,7 +99,9 @@ struct Enumerator<'a> {
     /// Undecided changes of files, by event.
     data: Vec<usize>,
     /// Undecided changes of directories, by event.
-    naming: BTreeMap<PathBuf, Vec<usize>>,
+    naming: Vec<usize>,
+    /// Sum of [`weight`] over what is durable: equal sums, equal sets.
+    settled: u64,
     marks: Vec<u64>,
     random: Random,
     seen: HashSet<u64>,
@@ -121,7 +126,8 @@ impl CrashFileSystem {
             durable,
             names,
             data: Vec::new(),
-            naming: BTreeMap::new(),
+            naming: Vec::new(),
+            settled: 0,
             marks: Vec::new(),
             random: Random(options.seed),
             seen: HashSet::new(),
@@ -150,7 +156,8 @@ impl Enumerator<'_> {
                 self.all_kinds(index + 1)?;
             } else {
                 let all = vec![Fate::Kept; self.data.len()];
-                self.state(index + 1, &all, usize::MAX, "everything")?;
+                let names = vec![true; self.naming.len()];
+                self.state(index + 1, &all, &names, "everything")?;
             }
         }
         ControlFlow::Continue(())
@@ -160,7 +167,7 @@ impl Enumerator<'_> {
         match event {
             Event::Mark(value) => self.marks.push(*value),
             Event::Data { .. } => self.data.push(index),
-            Event::Name { dir, .. } => self.naming.entry(dir.clone()).or_default().push(index),
+            Event::Name { .. } => self.naming.push(index),
             Event::Flush { barrier, .. } if self.options.ignore == Some(*barrier) => {}
             Event::Flush { file, .. } => {
                 let events = self.events;
@@ -169,47 +176,76 @@ impl Enumerator<'_> {
                 for i in self.data.iter().filter(|i| of_file(i)) {
                     if let Event::Data { change, .. } = &events[*i] {
                         apply(content, change, Fate::Kept);
+                        self.settled = self.settled.wrapping_add(weight(*i, Fate::Kept));
                     }
                 }
                 self.data.retain(|i| !of_file(i));
             }
+            Event::SyncDir { .. } if self.options.ignore_sync_dir => {}
             Event::SyncDir { dir } => {
-                for i in self.naming.remove(dir).unwrap_or_default() {
-                    if let Event::Name { naming, .. } = &self.events[i] {
+                let events = self.events;
+                let of_dir = |i: &usize| matches!(&events[*i], Event::Name { dir: d, .. } if d == dir);
+                for i in self.naming.iter().filter(|i| of_dir(i)) {
+                    if let Event::Name { naming, .. } = &events[*i] {
                         rename(&mut self.names, naming);
+                        self.settled = self.settled.wrapping_add(weight(*i, Fate::Kept));
                     }
                 }
+                self.naming.retain(|i| !of_dir(i));
             }
         }
     }
 
+    /// Which changes of names to try: all subsets of a few, else what is lost at the end, one by one, and some more.
+    fn namings(&mut self) -> Vec<Vec<bool>> {
+        let n = self.naming.len();
+        if n <= self.options.exhaustive_up_to.min(6) {
+            return (0..1u64 << n)
+                .map(|subset| (0..n).map(|i| subset >> i & 1 != 0).collect())
+                .collect();
+        }
+        let mut all = Vec::new();
+        for depth in 0..=n {
+            all.push((0..n).map(|i| i < depth).collect());
+        }
+        for one in 0..n {
+            all.push((0..n).map(|i| i != one).collect());
+            all.push((0..n).map(|i| i == one).collect());
+        }
+        for _ in 0..self.options.subsets_per_point {
+            all.push((0..n).map(|_| self.random.next() & 1 != 0).collect());
+        }
+        all
+    }
+
     fn all_kinds(&mut self, index: usize) -> ControlFlow<()> {
         let n = self.data.len();
-        let names: usize = self.naming.values().map(Vec::len).max().unwrap_or(0);
+        let named = vec![true; self.naming.len()];
         let lost = vec![Fate::Lost; n];
         let kept = vec![Fate::Kept; n];
-        for depth in 0..=names {
-            self.state(index, &lost, depth, "nothing")?;
-            self.state(index, &kept, depth, "everything")?;
+        let namings = self.namings();
+        for names in &namings {
+            self.state(index, &lost, names, "nothing")?;
+            self.state(index, &kept, names, "everything")?;
         }
         if n <= self.options.exhaustive_up_to {
             for subset in 0..1u64 << n {
                 let fates: Vec<Fate> = (0..n).map(|i| fate(subset >> i & 1 != 0)).collect();
-                self.state(index, &fates, usize::MAX, "a subset")?;
+                self.state(index, &fates, &named, "a subset")?;
             }
         } else {
             // Each one alone and each one missing, the latest first: they are what the flush is about.
             for i in (0..n).rev().take(2 * self.options.subsets_per_point) {
                 let mut fates = kept.clone();
                 fates[i] = Fate::Lost;
-                self.state(index, &fates, usize::MAX, "all but one")?;
+                self.state(index, &fates, &named, "all but one")?;
                 let mut fates = lost.clone();
                 fates[i] = Fate::Kept;
-                self.state(index, &fates, usize::MAX, "one alone")?;
+                self.state(index, &fates, &named, "one alone")?;
             }
             for _ in 0..self.options.subsets_per_point {
                 let fates: Vec<Fate> = (0..n).map(|_| fate(self.random.next() & 1 != 0)).collect();
-                self.state(index, &fates, usize::MAX, "a random subset")?;
+                self.state(index, &fates, &named, "a random subset")?;
             }
         }
         let garbled: Vec<bool> = self.data.iter().map(|&i| self.can_garble(i)).collect();
@@ -219,7 +255,7 @@ impl Enumerator<'_> {
                     .iter()
                     .map(|&g| if g { Fate::Garbled } else { others })
                     .collect();
-                self.state(index, &fates, usize::MAX, "garbled sectors")?;
+                self.state(index, &fates, &named, "garbled sectors")?;
             }
         }
         if self.options.tear && n > 0 {
@@ -237,8 +273,8 @@ impl Enumerator<'_> {
                         }
                     })
                     .collect();
-                let depth = (self.random.next() % (names as u64 + 1)) as usize;
-                self.state(index, &fates, depth, "torn writes")?;
+                let names = &namings[(self.random.next() % namings.len() as u64) as usize];
+                self.state(index, &fates, names, "torn writes")?;
             }
         }
         ControlFlow::Continue(())
@@ -251,9 +287,15 @@ impl Enumerator<'_> {
     }
 
     /// Makes one state, unless it was made before.
-    fn state(&mut self, index: usize, fates: &[Fate], depth: usize, what: &str) -> ControlFlow<()> {
+    fn state(&mut self, index: usize, fates: &[Fate], named: &[bool], what: &str) -> ControlFlow<()> {
+        let names_kept = || self.naming.iter().zip(named).filter(|(_, &kept)| kept).map(|(&i, _)| i);
+        let survivors = self.data.iter().copied().zip(fates.iter().copied());
+        let sum = survivors
+            .chain(names_kept().map(|i| (i, Fate::Kept)))
+            .filter(|(_, fate)| *fate != Fate::Lost)
+            .fold(self.settled, |sum, (i, fate)| sum.wrapping_add(weight(i, fate)));
         let mut hasher = DefaultHasher::new();
-        (index, fates, depth.min(self.events.len())).hash(&mut hasher);
+        (sum, self.marks.len()).hash(&mut hasher);
         if !self.seen.insert(hasher.finish()) {
             return ControlFlow::Continue(());
         }
@@ -264,11 +306,9 @@ impl Enumerator<'_> {
             }
         }
         let mut names = self.names.clone();
-        for list in self.naming.values() {
-            for &i in list.iter().take(depth) {
-                if let Event::Name { naming, .. } = &self.events[i] {
-                    rename(&mut names, naming);
-                }
+        for i in names_kept() {
+            if let Event::Name { naming, .. } = &self.events[i] {
+                rename(&mut names, naming);
             }
         }
         let state = MemoryFileSystem::new();
@@ -280,10 +320,20 @@ impl Enumerator<'_> {
         let point = CrashPoint {
             index,
             marks: self.marks.clone(),
-            description: format!("{what} of {} changes after event {index}: {fates:?}", fates.len()),
+            description: format!(
+                "{what} of {} changes after event {index}: {fates:?}, names {named:?}",
+                fates.len()
+            ),
         };
         (self.visit)(state, &point)
     }
+}
+
+/// A number for a change that survives so.
+fn weight(event: usize, fate: Fate) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (event, fate).hash(&mut hasher);
+    hasher.finish()
 }
 
 fn fate(kept: bool) -> Fate {
@@ -335,10 +385,10 @@ fn rename(names: &mut BTreeMap<PathBuf, u64>, naming: &Naming) {
         Naming::Create { path, file } => {
             names.insert(path.clone(), *file);
         }
-        Naming::Rename { from, to } => {
-            if let Some(file) = names.remove(from) {
-                names.insert(to.clone(), file);
-            }
+        Naming::Rename { to, file } => {
+            // Also where the old name was never there.
+            names.retain(|_, named| named != file);
+            names.insert(to.clone(), *file);
         }
         Naming::Remove { path } => {
             names.remove(path);

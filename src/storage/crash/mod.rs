@@ -2,7 +2,8 @@
 //!
 //! The model: of each file, everything up to its last flush is there. Of what came later any subset is, and of each
 //! write any subset of its 4 KiB pages (or 512-byte sectors); a change of length is a change like any other. Of the
-//! changes to a directory since it was last synced a prefix is there, each wholly or not at all.
+//! changes to a directory (create, rename, remove) since it was last synced any subset is there, each wholly or not at
+//! all; flushing a file says nothing about its name.
 
 mod enumerate;
 
@@ -32,7 +33,7 @@ enum Change {
 #[derive(Debug, Clone)]
 enum Naming {
     Create { path: PathBuf, file: u64 },
-    Rename { from: PathBuf, to: PathBuf },
+    Rename { to: PathBuf, file: u64 },
     Remove { path: PathBuf },
 }
 
@@ -218,8 +219,10 @@ impl FileSystem for CrashFileSystem {
 
     fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
         self.live.rename_new(from, to)?;
-        let (from, to) = (plain(from), plain(to));
-        self.name(&to.clone(), Naming::Rename { from, to });
+        let to = plain(to);
+        let id = self.live.open(&to, Access::Read)?.id();
+        let FileId(_, file) = id.unwrap_or(FileId(0, 0));
+        self.name(&to.clone(), Naming::Rename { to, file });
         Ok(())
     }
 
@@ -303,6 +306,48 @@ mod tests {
         let (seen, _) = states(None, true);
         assert!(seen.iter().any(|(_, s)| s[2] == 3 && s[3] == 0), "only the first page");
         assert!(seen.iter().any(|(_, s)| s[2] == 0 && s[3] == 3), "only the second page");
+    }
+
+    #[test]
+    fn names_come_and_go_in_any_order_until_their_directory_is_synced() {
+        let initial = MemoryFileSystem::new();
+        initial.insert("/d/a", &[1]);
+        initial.insert("/d/b", &[2]);
+        let fs = CrashFileSystem::new(&initial);
+        fs.create_new(Path::new("/d/t")).unwrap();
+        fs.rename_new(Path::new("/d/t"), Path::new("/d/c")).unwrap();
+        fs.remove(Path::new("/d/a")).unwrap();
+        fs.remove(Path::new("/d/b")).unwrap();
+        fs.sync_dir(Path::new("/e")).unwrap();
+        fs.mark(1);
+        fs.sync_dir(Path::new("/d")).unwrap();
+        fs.mark(2);
+        for ignore_sync_dir in [false, true] {
+            let mut seen = BTreeSet::new();
+            let options = CrashOptions {
+                ignore_sync_dir,
+                ..CrashOptions::default()
+            };
+            fs.enumerate(&options, &mut |state, point| {
+                let names: Vec<_> = state.paths().iter().map(|p| p.display().to_string()).collect();
+                seen.insert((point.marks.len(), names.join(" ")));
+                ControlFlow::Continue(())
+            });
+            let synced: Vec<_> = seen.iter().filter(|(marks, _)| *marks == 2).collect();
+            assert_eq!(synced.len() == 1, !ignore_sync_dir, "{synced:?}");
+            for state in [
+                "/d/a /d/b",
+                "/d/a",
+                "/d/b",
+                "",
+                "/d/c",
+                "/d/a /d/c",
+                "/d/b /d/t",
+                "/d/a /d/b /d/c",
+            ] {
+                assert!(seen.contains(&(1, state.into())), "{state}: {seen:?}");
+            }
+        }
     }
 
     #[test]

@@ -1,21 +1,18 @@
-//! Power cuts. Each scenario runs on storage that records; every state a cut may leave is then opened and must pass
-//! `check`, hold all that was flushed, and show every other sector wholly old or wholly new. The last test takes each
-//! barrier of docs/durability.md away in turn and wants the others to notice.
+//! Creating, writing, discarding, flushing, replaying, checkpoints and merges: all that was flushed is there, every other
+//! sector is wholly old or wholly new, and a merge can be resumed or made again.
 
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use avhdx::format::locator::{self, Locator};
-use avhdx::format::metadata;
-use avhdx::ops::{self, CheckOptions, Severity};
+use avhdx::ops;
 use avhdx::options::{CheckpointOptions, CreateOptions, DiskType, MergeMode, MergeOptions, OpenOptions, ZeroFlags};
-use avhdx::storage::crash::{CrashFileSystem, CrashOptions};
+use avhdx::storage::crash::CrashFileSystem;
 use avhdx::storage::{Barrier, MemoryFileSystem};
-use avhdx::{Chain, Guid};
+use avhdx::Chain;
 
-const MIB: u64 = 1 << 20;
-const SECTOR: usize = 512;
+use crate::harness::{
+    self, check, fail, is_needed, is_whole, last_mark, options, path, pattern, survives, usual, Forget, Story, MIB,
+    SECTOR,
+};
 
 /// What a change may make of a sector.
 enum Change {
@@ -50,25 +47,13 @@ struct History {
 const STARTED: u64 = 1 << 32;
 const DURABLE: u64 = 2 << 32;
 
-fn options(fs: Arc<dyn avhdx::storage::FileSystem>) -> OpenOptions {
-    OpenOptions::new().on(fs)
-}
-
-fn path(name: &str) -> PathBuf {
-    Path::new("/vm").join(name)
-}
-
 fn create(fs: &MemoryFileSystem, name: &str, kind: DiskType, size: u64) {
     let mut create = CreateOptions::default();
     create.disk_type = kind;
     create.size = size;
     create.block_size = MIB as u32;
-    create.open = options(Arc::new(fs.clone()));
+    create.open = options(fs);
     ops::create(&path(name), &create).unwrap();
-}
-
-fn pattern(seed: u8, len: usize) -> Vec<u8> {
-    (0..len).map(|i| seed.wrapping_add((i / SECTOR) as u8) | 1).collect()
 }
 
 impl History {
@@ -86,7 +71,7 @@ impl History {
     }
 
     fn open(&self, name: &str) -> Chain {
-        Chain::open(&path(name), &options(Arc::new(self.fs.clone()))).unwrap()
+        Chain::open(&path(name), &options(&self.fs)).unwrap()
     }
 
     /// Where a virtual offset is in the windows.
@@ -192,7 +177,6 @@ impl History {
         open: &OpenOptions,
         mode: MergeMode,
     ) -> Result<PathBuf, String> {
-        let fail = |what: &str, e: avhdx::Error| format!("{what}: {}", e.chain_text());
         let mut options = MergeOptions::default();
         options.mode = mode;
         let pending = ops::pending(leaf, open).map_err(|e| fail("pending", e))?;
@@ -216,7 +200,7 @@ impl History {
             used.extend((0..chain.layer_count()).map(|layer| chain.layer_path(layer).unwrap()));
         }
         let mut left = fs.paths();
-        left.retain(|path| !path.to_string_lossy().ends_with(".tmp"));
+        left.retain(|path| is_whole(path));
         if resumed.is_some() && left.len() != self.files_left {
             return Err(format!("resumed in part: {left:?}"));
         }
@@ -226,25 +210,20 @@ impl History {
         }
     }
 
-    fn verify(&self, state: MemoryFileSystem, marks: &[u64], thorough: bool) -> Result<(), String> {
-        let last = |kind: u64| {
-            let of_kind = marks.iter().rev().find(|m| *m & !0xFFFF_FFFF == kind);
-            of_kind.map_or(0, |m| (m & 0xFFFF_FFFF) as usize)
-        };
-        let (durable, started) = (last(DURABLE), last(STARTED));
-        let fs = Arc::new(state);
-        let mut open = options(fs.clone());
+    fn leaf(&self, paths: &[PathBuf]) -> Result<&PathBuf, String> {
+        let found = self.leaves.iter().find(|l| paths.contains(l));
+        found.ok_or_else(|| "no leaf is left".into())
+    }
+
+    fn judge_state(&self, fs: &MemoryFileSystem, marks: &[u64], thorough: bool) -> Result<(), String> {
+        let (durable, started) = (last_mark(marks, DURABLE), last_mark(marks, STARTED));
+        let mut open = options(fs);
         open.lock = false;
         let paths = fs.paths();
-        let leaf = self
-            .leaves
-            .iter()
-            .find(|l| paths.contains(l))
-            .ok_or("no leaf is left")?;
-        for file in paths.iter().filter(|p| !p.to_string_lossy().ends_with(".tmp")) {
+        let leaf = self.leaf(&paths)?;
+        for file in paths.iter().filter(|p| is_whole(p)) {
             check(file, &open)?;
         }
-        let fail = |what: &str, e: avhdx::Error| format!("{what}: {}", e.chain_text());
         let read = |options: &OpenOptions, leaf: &Path| -> Result<(), String> {
             let chain = Chain::open(leaf, options).map_err(|e| fail("open", e))?;
             let mut found = vec![0xEE; self.initial.len()];
@@ -276,14 +255,21 @@ impl History {
         if !thorough {
             return Ok(());
         }
-        for file in paths.iter().filter(|p| !p.to_string_lossy().ends_with(".tmp")) {
+        for file in paths.iter().filter(|p| is_whole(p)) {
             check(file, &open)?;
         }
         let mut leaf = leaf.clone();
+        if let Some((top, ..)) = self.resume.as_ref().filter(|(top, ..)| !paths.contains(top)) {
+            // It was the way to the others.
+            let left = paths.iter().filter(|p| is_whole(p)).count();
+            if left != self.files_left {
+                return Err(format!("{top:?} is gone and others are left behind: {paths:?}"));
+            }
+        }
         if let Some((top, into, mode)) = &self.resume {
             if paths.contains(top) && into.as_ref().is_none_or(|into| paths.contains(into)) {
                 let again = fs.snapshot();
-                let mut on = crate::options(Arc::new(again.clone()));
+                let mut on = harness::options(&again);
                 on.lock = false;
                 let resumed = self.resume(&leaf, &again, &on, *mode)?;
                 read(&on, &resumed)?;
@@ -309,41 +295,38 @@ impl History {
             chain.write(&bytes, at, true).map_err(|e| fail("write", e))?;
         }
         chain.close().map_err(|e| fail("close", e))?;
-        for file in fs.paths().iter().filter(|p| !p.to_string_lossy().ends_with(".tmp")) {
+        for file in fs.paths().iter().filter(|p| is_whole(p)) {
             check(file, &open)?;
         }
         Ok(())
     }
-
-    /// Enumerates; the number of states, or the first that is wrong.
-    fn run(&self, crash: &CrashOptions) -> Result<u64, String> {
-        let mut wrong = None;
-        let mut count = 0u64;
-        let stats = self.fs.enumerate(crash, &mut |state, point| {
-            count += 1;
-            match self.verify(state, &point.marks, count % 5 == 0) {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(why) => {
-                    wrong = Some(format!("{why}\n  {} (seed {})", point.description, crash.seed));
-                    ControlFlow::Break(())
-                }
-            }
-        });
-        wrong.map_or(Ok(stats.states), Err)
-    }
 }
 
-fn check(file: &Path, options: &OpenOptions) -> Result<(), String> {
-    let mut first = None;
-    let result = ops::check(file, options, &CheckOptions::default(), &mut |finding| {
-        if finding.severity == Severity::Error && first.is_none() {
-            first = Some(finding.defect.to_string());
+impl Story for History {
+    fn fs(&self) -> &CrashFileSystem {
+        &self.fs
+    }
+
+    fn verify(&self, state: &MemoryFileSystem, marks: &[u64], thorough: bool) -> Result<(), String> {
+        self.judge_state(state, marks, thorough)
+    }
+
+    fn recover(&self, on: &OpenOptions, _: &[u64]) -> Result<(), String> {
+        let there: Vec<PathBuf> = self
+            .leaves
+            .iter()
+            .filter(|leaf| on.file_system.kind(leaf).is_ok())
+            .cloned()
+            .collect();
+        let leaf = self.leaf(&there)?;
+        if let Some((_, _, mode)) = &self.resume {
+            let mut options = MergeOptions::default();
+            options.mode = *mode;
+            ops::resume(leaf, on, &options, &mut |_| true).map_err(|e| fail("resume", e))?;
         }
-    });
-    match (result, first) {
-        (Err(e), _) => Err(format!("check {file:?}: {}", e.chain_text())),
-        (Ok(_), Some(defect)) => Err(format!("check {file:?}: {defect}")),
-        _ => Ok(()),
+        let left = self.leaves.iter().find(|leaf| on.file_system.kind(leaf).is_ok());
+        let chain = Chain::open(left.ok_or("no leaf after resuming")?, on).map_err(|e| fail("open", e))?;
+        chain.close().map_err(|e| fail("close", e))
     }
 }
 
@@ -355,7 +338,7 @@ fn chain_of(fs: &MemoryFileSystem, size: u64, names: &[&str]) -> Vec<u8> {
         chain.write(bytes, at, false).unwrap();
         content[at as usize..at as usize + bytes.len()].copy_from_slice(bytes);
     };
-    let chain = Chain::open(&path("base.vhdx"), &options(Arc::new(fs.clone()))).unwrap();
+    let chain = Chain::open(&path("base.vhdx"), &options(fs)).unwrap();
     put(&chain, 0, &pattern(0x10, 2 * MIB as usize));
     put(&chain, 3 * MIB, &pattern(0x20, 8192));
     for (i, name) in names.iter().enumerate() {
@@ -450,7 +433,7 @@ fn replay() -> History {
     let fs = MemoryFileSystem::new();
     let mut content = chain_of(&fs, 4 * MIB, &["a.avhdx"]);
     {
-        let chain = Chain::open(&path("a.avhdx"), &options(Arc::new(fs.clone()))).unwrap();
+        let chain = Chain::open(&path("a.avhdx"), &options(&fs)).unwrap();
         for i in 0..4 {
             let at = 3 * MIB + i * 8192;
             let bytes = pattern(0x90 + i as u8, 4096);
@@ -496,7 +479,7 @@ fn merge(layers: &[&str], top: usize, base: usize, mode: MergeMode) -> History {
     if top > 0 {
         history.leaves.truncate(1);
     }
-    let mut open = options(Arc::new(history.fs.clone()));
+    let mut open = options(&history.fs);
     open.lock = true;
     let chain = Chain::open(&path(newest), &open).unwrap();
     if top == 0 {
@@ -516,7 +499,7 @@ fn merge(layers: &[&str], top: usize, base: usize, mode: MergeMode) -> History {
 fn merge_that_grows(parent: u64, child: u64) -> History {
     let fs = MemoryFileSystem::new();
     create(&fs, "base.vhdx", DiskType::Dynamic, parent);
-    let open = options(Arc::new(fs.clone()));
+    let open = options(&fs);
     let chain = Chain::open(&path("base.vhdx"), &open).unwrap();
     chain.write(&pattern(0x10, 2 * MIB as usize), 0, true).unwrap();
     chain.write(&pattern(0x20, 4096), parent - 4096, true).unwrap();
@@ -554,7 +537,7 @@ fn merge_that_grows(parent: u64, child: u64) -> History {
 fn merge_with_two_children() -> History {
     let fs = MemoryFileSystem::new();
     let content = chain_of(&fs, 4 * MIB, &["a.avhdx", "b.avhdx"]);
-    let open = options(Arc::new(fs.clone()));
+    let open = options(&fs);
     let mut create = CreateOptions::default();
     create.disk_type = DiskType::Differencing;
     create.parent = Some(path("a.avhdx"));
@@ -580,77 +563,9 @@ fn merge_with_two_children() -> History {
     history
 }
 
-/// Puts a note and a second linkage into the locator of a file, which is the last item of its region.
-fn note_merge(fs: &MemoryFileSystem, name: &str, linkage2: Guid, note: &str) {
-    let mut bytes = fs.contents(path(name)).unwrap();
-    let find = |bytes: &[u8], guid: Guid| bytes.windows(16).position(|w| w == guid.to_stored()).unwrap();
-    let entry = find(&bytes, metadata::PARENT_LOCATOR);
-    let at = find(&bytes, locator::VHDX_LOCATOR);
-    let length = u32::from_le_bytes(bytes[entry + 20..entry + 24].try_into().unwrap());
-    let mut changed = Locator::parse(&bytes[at..at + length as usize], 0).unwrap();
-    changed.set_linkage(changed.linkage().unwrap(), Some(linkage2));
-    changed.set(locator::MERGE, note);
-    let item = changed.encode();
-    bytes[at..at + item.len()].copy_from_slice(&item);
-    bytes[entry + 20..entry + 24].copy_from_slice(&(item.len() as u32).to_le_bytes());
-    fs.insert(path(name), &bytes);
-    let open = options(Arc::new(fs.clone()));
-    let info = Chain::open(&path(name), &open).unwrap().info().unwrap();
-    assert!(info.pending_merge, "the note is there");
-}
+type Run = fn() -> History;
 
-/// Notes of merges that never were, in a file that somebody put beside the disks of others: none of those is merged,
-/// removed or made unusable by them.
-#[test]
-fn a_note_about_another_file_is_not_believed() {
-    for (layers, abandoned) in [(0, 0), (1, 0), (1, 5), (usize::MAX, usize::MAX)] {
-        for stage in ["copying", "copied", "child", "retired"] {
-            let fs = MemoryFileSystem::new();
-            let open = options(Arc::new(fs.clone()));
-            let content = chain_of(&fs, 4 * MIB, &["victim.avhdx"]);
-            let mut create = CreateOptions::default();
-            create.disk_type = DiskType::Differencing;
-            create.parent = Some(path("base.vhdx"));
-            create.open = open.clone();
-            ops::create(&path("evil.avhdx"), &create).unwrap();
-            let victim = Chain::probe(&path("victim.avhdx"), &open).unwrap().data_write_guid;
-            let evil = Chain::probe(&path("evil.avhdx"), &open).unwrap().data_write_guid;
-            for (top, leaf) in [(victim, "layer"), (evil, "leaf")] {
-                let fs = fs.snapshot();
-                let open = options(Arc::new(fs.clone()));
-                let note = format!("{stage} {layers} {} {leaf} unlink {abandoned}", top.braced());
-                note_merge(&fs, "evil.avhdx", victim, &note);
-                let _ = ops::pending(&path("evil.avhdx"), &open);
-                let _ = ops::resume(&path("evil.avhdx"), &open, &MergeOptions::default(), &mut |_| true);
-                let reads = |leaf: &str| {
-                    let chain =
-                        Chain::open(&path(leaf), &open).unwrap_or_else(|e| panic!("{note}: {}", e.chain_text()));
-                    let mut found = vec![0; content.len()];
-                    chain.read(&mut found, 0).unwrap();
-                    assert!(found == content, "{note}");
-                };
-                assert!(fs.paths().contains(&path("victim.avhdx")), "{note}");
-                reads("victim.avhdx");
-                // Merging it does not take the other's word for being done.
-                let merged = ops::merge_path(
-                    &path("victim.avhdx"),
-                    None,
-                    &open,
-                    &MergeOptions::default(),
-                    &mut |_| true,
-                );
-                match merged {
-                    Ok(_) => reads("base.vhdx"),
-                    Err(error) => assert_eq!(error.kind(), avhdx::ErrorKind::HasChildren, "{note}"),
-                }
-            }
-        }
-    }
-}
-
-type Scenario = (&'static str, fn() -> History);
-
-const SCENARIOS: &[Scenario] = &[
+const RUNS: &[(&str, Run)] = &[
     ("allocating writes, dynamic", || allocating(DiskType::Dynamic, false)),
     ("allocating writes, fixed", || allocating(DiskType::Fixed, false)),
     ("allocating writes, differencing", || {
@@ -689,58 +604,25 @@ const SCENARIOS: &[Scenario] = &[
     ("merge with two children", merge_with_two_children),
 ];
 
-fn subsets() -> usize {
-    std::env::var("AVHDX_CRASH_SUBSETS")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(24)
+pub fn scenarios() -> Vec<harness::Scenario> {
+    let scenario = |&(name, run): &(&'static str, Run)| harness::Scenario {
+        operation: "core",
+        name: name.into(),
+        run: Box::new(move || Box::new(run())),
+        times: 1,
+        thorough: 5,
+    };
+    RUNS.iter().map(scenario).collect()
 }
 
 #[test]
 fn every_power_cut_leaves_a_good_disk() {
-    let mut total = 0;
-    let only = std::env::var("AVHDX_CRASH_ONLY").ok();
-    for (name, scenario) in SCENARIOS
-        .iter()
-        .filter(|(name, _)| only.as_ref().is_none_or(|o| name.contains(o)))
-    {
-        let options = CrashOptions {
-            subsets_per_point: subsets(),
-            garble_below: 192 << 10,
-            ..CrashOptions::default()
-        };
-        match scenario().run(&options) {
-            Ok(states) => {
-                println!("{states:6} states: {name}");
-                total += states;
-            }
-            Err(why) => panic!("{name}: {why}"),
-        }
-    }
-    println!("{total:6} states in all");
-    if only.is_none() {
-        assert!(total >= 20_000, "only {total} states");
-    }
+    survives(&scenarios(), "core", usual(), 20_000);
 }
 
 #[test]
 fn without_any_one_barrier_a_power_cut_does_harm() {
     for &barrier in Barrier::ALL {
-        let options = CrashOptions {
-            ignore: Some(barrier),
-            subsets_per_point: subsets(),
-            garble_below: 192 << 10,
-            ..CrashOptions::default()
-        };
-        let caught = SCENARIOS
-            .iter()
-            .find_map(|(name, scenario)| scenario().run(&options).err().map(|why| (name, why)));
-        match caught {
-            Some((name, why)) => println!(
-                "{barrier:?} is needed, says {name}: {}",
-                why.lines().next().unwrap_or("")
-            ),
-            None => panic!("{barrier:?} can be left out and no test notices"),
-        }
+        is_needed(&scenarios(), "core", Forget::Barrier(barrier));
     }
 }

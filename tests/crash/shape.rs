@@ -1,21 +1,20 @@
-//! Power cuts in compact, resize and changes of metadata items. Each state a cut may leave must pass `check`, have a
-//! size and items that were its own at some moment since the last promise, and hold in each sector what was there at
-//! such a moment. The last test takes barriers away and wants the others to notice.
+//! Compact, resize and changes of metadata items. A state has a size and items that were the disk's own at some moment
+//! since the last promise, and holds in each sector what was there at such a moment.
 
-#[path = "common/shape.rs"]
-mod shape;
-
-use std::ops::ControlFlow;
+use std::cell::RefCell;
 use std::path::PathBuf;
 
 use avhdx::ops;
 use avhdx::options::{CheckpointOptions, CompactMode, CompactOptions, DiskType, OpenOptions, ResizeOptions};
-use avhdx::storage::crash::{CrashFileSystem, CrashOptions};
+use avhdx::storage::crash::CrashFileSystem;
 use avhdx::storage::{Barrier, MemoryFileSystem};
 use avhdx::{Chain, Error, Guid};
-use shape::{check, create, options, path, MIB};
 
-const SECTOR: usize = 512;
+use crate::disks::create;
+use crate::harness::{
+    self, check, fail, is_needed, last_mark, options, path, survives, usual, Forget, Story, MIB, SECTOR,
+};
+
 const STARTED: u64 = 1 << 32;
 const DURABLE: u64 = 2 << 32;
 
@@ -35,6 +34,8 @@ struct History {
     windows: Vec<(u64, u64)>,
     stages: Vec<Stage>,
     chain: Option<Chain>,
+    /// Room for what a state has: thousands of them have megabytes.
+    found: RefCell<Stage>,
 }
 
 fn look(chain: &Chain, windows: &[(u64, u64)]) -> Result<Stage, Error> {
@@ -77,6 +78,7 @@ impl History {
             leaf: path(leaf),
             windows: windows.to_vec(),
             chain: Some(chain),
+            found: RefCell::default(),
         }
     }
 
@@ -133,19 +135,26 @@ impl History {
         }
         Ok(())
     }
+}
 
-    fn verify(&self, state: MemoryFileSystem, marks: &[u64], thorough: bool, found: &mut Stage) -> Result<(), String> {
-        let last = |kind: u64| {
-            let of_kind = marks.iter().rev().find(|m| *m & !0xFFFF_FFFF == kind);
-            of_kind.map_or(0, |m| (m & 0xFFFF_FFFF) as usize)
-        };
-        let allowed = &self.stages[last(DURABLE)..=last(STARTED)];
-        let mut open: OpenOptions = options(&state);
+impl Story for History {
+    fn fs(&self) -> &CrashFileSystem {
+        &self.fs
+    }
+
+    fn recover(&self, on: &OpenOptions, _: &[u64]) -> Result<(), String> {
+        let chain = Chain::open(&self.leaf, on).map_err(|e| fail("open", e))?;
+        chain.close().map_err(|e| fail("close", e))
+    }
+
+    fn verify(&self, state: &MemoryFileSystem, marks: &[u64], thorough: bool) -> Result<(), String> {
+        let allowed = &self.stages[last_mark(marks, DURABLE)..=last_mark(marks, STARTED)];
+        let found = &mut *self.found.borrow_mut();
+        let mut open: OpenOptions = options(state);
         open.lock = false;
         for file in state.paths() {
             check(&file, &open)?;
         }
-        let fail = |what: &str, e: Error| format!("{what}: {}", e.chain_text());
         let chain = Chain::open(&self.leaf, &open).map_err(|e| fail("open", e))?;
         look_again(&chain, &self.windows, found).map_err(|e| fail("look", e))?;
         self.judge(found, allowed)?;
@@ -180,29 +189,10 @@ impl History {
         }
         Ok(())
     }
-
-    fn run(&self, crash: &CrashOptions) -> Result<u64, String> {
-        let mut wrong = None;
-        let mut count = 0u64;
-        let mut found = Stage::default();
-        let stats = self.fs.enumerate(crash, &mut |state, point| {
-            count += 1;
-            match self.verify(state, &point.marks, count % 7 == 0, &mut found) {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(why) => {
-                    wrong = Some(format!("{why}\n  {} (seed {})", point.description, crash.seed));
-                    ControlFlow::Break(())
-                }
-            }
-        });
-        wrong.map_or(Ok(stats.states), Err)
-    }
 }
 
 fn pattern(seed: u8, len: u64) -> Vec<u8> {
-    (0..len as usize)
-        .map(|i| seed.wrapping_add((i / SECTOR) as u8) | 1)
-        .collect()
+    harness::pattern(seed, len as usize)
 }
 
 /// A disk, or a child of one, with data at its beginning and end, a hole and a block of zeros.
@@ -319,9 +309,9 @@ fn metadata(child: bool) -> History {
     history.close()
 }
 
-type Scenario = (&'static str, &'static str, fn() -> History);
+type Run = fn() -> History;
 
-const SCENARIOS: &[Scenario] = &[
+const RUNS: &[(&str, &str, Run)] = &[
     ("compact", "dynamic, full", || compact(false, CompactMode::Full)),
     ("compact", "dynamic, quick", || compact(false, CompactMode::Quick)),
     ("compact", "differencing, full", || compact(true, CompactMode::Full)),
@@ -351,29 +341,22 @@ const SCENARIOS: &[Scenario] = &[
     ("metadata", "differencing", || metadata(true)),
 ];
 
-fn crash(ignore: Option<Barrier>) -> CrashOptions {
-    let subsets = std::env::var("AVHDX_CRASH_SUBSETS").ok().and_then(|n| n.parse().ok());
-    CrashOptions {
-        ignore,
-        subsets_per_point: subsets.unwrap_or(12),
-        garble_below: 192 << 10,
-        ..CrashOptions::default()
-    }
+pub fn scenarios() -> Vec<harness::Scenario> {
+    let scenario = |&(operation, name, run): &(&'static str, &'static str, Run)| harness::Scenario {
+        operation,
+        name: name.into(),
+        run: Box::new(move || Box::new(run())),
+        times: 1,
+        thorough: 7,
+    };
+    RUNS.iter().map(scenario).collect()
 }
 
+/// Half of the usual: these disks are larger.
 fn enumerate(operation: &str) {
-    let mut total = 0;
-    for (_, name, scenario) in SCENARIOS.iter().filter(|(of, ..)| *of == operation) {
-        match scenario().run(&crash(None)) {
-            Ok(states) => {
-                println!("{states:6} states: {operation}, {name}");
-                total += states;
-            }
-            Err(why) => panic!("{operation}, {name}: {why}"),
-        }
-    }
-    println!("{total:6} states: {operation}");
-    assert!(total >= 2000, "only {total} states");
+    let mut strength = usual();
+    strength.subsets /= 2;
+    survives(&scenarios(), operation, strength, 2000);
 }
 
 #[test]
@@ -395,20 +378,7 @@ fn every_power_cut_in_a_change_of_items_leaves_the_old_or_the_new_ones() {
 fn without_a_barrier_a_power_cut_does_harm() {
     for operation in ["compact", "resize", "metadata"] {
         for barrier in [Barrier::BeforeLogEntry, Barrier::LogEntry, Barrier::BeforeLogClear] {
-            let mut scenarios = SCENARIOS.iter().filter(|(of, ..)| *of == operation);
-            let caught = scenarios.find_map(|(_, name, scenario)| {
-                let why = scenario().run(&crash(Some(barrier))).err()?;
-                Some((name, why))
-            });
-            match caught {
-                Some((name, why)) => {
-                    println!(
-                        "{barrier:?} is needed, says {operation}, {name}: {}",
-                        why.lines().next().unwrap_or("")
-                    );
-                }
-                None => panic!("{operation}: {barrier:?} can be left out and no test notices"),
-            }
+            is_needed(&scenarios(), operation, Forget::Barrier(barrier));
         }
     }
 }

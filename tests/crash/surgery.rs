@@ -1,37 +1,24 @@
-//! Power cuts during surgery on chains: revert, delete, re-parent, rebase, detach. In every state a cut may leave, each
-//! disk that is there opens, passes `check` and reads as it must; the operation run again finishes; life goes on. The
-//! last test takes the barriers away in turn and wants the others to notice.
+//! Surgery on chains: revert, delete, re-parent, rebase, detach. In every state a cut may leave, each disk that
+//! is there opens, passes `check` and reads as it must; the operation run again finishes; life goes on.
 
-use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use avhdx::ops::{self, CheckOptions, Severity};
+use avhdx::ops;
 use avhdx::options::{
     CreateOptions, DeleteInto, DeleteOptions, DiskType, OpenOptions, RebaseOptions, ReparentOptions, RevertOptions,
 };
-use avhdx::storage::crash::{CrashFileSystem, CrashOptions};
+use avhdx::storage::crash::CrashFileSystem;
 use avhdx::storage::{Barrier, FileSystem, MemoryFileSystem};
 use avhdx::{Chain, Error, ErrorKind};
 
-const MIB: u64 = 1 << 20;
+use crate::harness::{
+    self, check, fail as text, is_needed, is_whole, options, path, pattern, survives, usual, Forget, Story, MIB, SECTOR,
+};
+
 const SIZE: u64 = 4 * MIB + 512;
-const SECTOR: usize = 512;
 
 /// Mark: everything the job wrote is promised.
 const PROMISED: u64 = 1;
-
-fn path(name: &str) -> PathBuf {
-    Path::new("/vm").join(name)
-}
-
-fn options(fs: &MemoryFileSystem) -> OpenOptions {
-    OpenOptions::new().on(Arc::new(fs.clone()))
-}
-
-fn pattern(seed: u8, len: usize) -> Vec<u8> {
-    (0..len).map(|i| seed.wrapping_add((i / SECTOR) as u8) | 1).collect()
-}
 
 /// A disk and what it reads as before and after the job.
 struct Disk {
@@ -184,7 +171,7 @@ fn reparent(open: &OpenOptions, to: &str) -> Result<(), Error> {
     ops::reparent(&path("a.avhdx"), &path(to), open, &options).map(drop)
 }
 
-fn scenarios() -> Vec<Scenario> {
+fn all() -> Vec<Scenario> {
     let usual = |name, job, again| Scenario {
         name,
         thoroughly: 1,
@@ -227,6 +214,7 @@ fn scenarios() -> Vec<Scenario> {
             )
         },
         Scenario {
+            thoroughly: 3,
             prepared: |fs| {
                 tree(fs);
                 let y = create(fs, "y.avhdx", Some("b.avhdx"));
@@ -276,7 +264,12 @@ fn scenarios() -> Vec<Scenario> {
                     chain.write(&pattern(0xA1, WRITE_LEN), 3 * MIB, false)?;
                     finish(chain, 0xA2, promised)
                 },
-                |_, _| Ok(()),
+                |open, _| {
+                    // On to the new leaf where there is one.
+                    let there = |name: &&str| open.file_system.kind(&path(name)).is_ok();
+                    let name = ["new.avhdx", "b.avhdx"].into_iter().find(there).unwrap();
+                    Chain::open(&path(name), open)?.close()
+                },
             )
         },
         Scenario {
@@ -370,25 +363,6 @@ fn content(open: &OpenOptions, file: &Path) -> Vec<u8> {
     bytes
 }
 
-fn text(what: &str, e: Error) -> String {
-    format!("{what}: {}", e.chain_text())
-}
-
-fn check(file: &Path, open: &OpenOptions) -> Result<(), String> {
-    let mut first = None;
-    ops::check(file, open, &CheckOptions::default(), &mut |finding| {
-        if finding.severity == Severity::Error && first.is_none() {
-            first = Some(format!("check {file:?}: {}", finding.defect));
-        }
-    })
-    .map_err(|e| text("check", e))?;
-    first.map_or(Ok(()), Err)
-}
-
-fn is_whole(file: &Path) -> bool {
-    !file.to_string_lossy().ends_with(".tmp")
-}
-
 struct Run {
     scenario: Scenario,
     initial: MemoryFileSystem,
@@ -432,7 +406,7 @@ impl Run {
             written.files = None;
             written.after[at as usize..at as usize + WRITE_LEN].copy_from_slice(&pattern(seed, WRITE_LEN));
         }
-        let live = OpenOptions::new().on(Arc::new(fs.clone()));
+        let live = options(&fs);
         let marker = fs.clone();
         (scenario.job)(&live, &mut || marker.mark(PROMISED)).unwrap();
         let paths = memory.paths();
@@ -451,7 +425,7 @@ impl Run {
         files.is_some_and(|files| files.iter().all(|file| state.shares(&self.initial, file)))
     }
 
-    fn check(&self, state: &MemoryFileSystem, open: &OpenOptions) -> Result<(), String> {
+    fn check_all(&self, state: &MemoryFileSystem, open: &OpenOptions) -> Result<(), String> {
         let known = |file: &Path| self.disks.iter().find(|disk| path(disk.name) == file);
         let untouched = |file: &Path| known(file).is_some_and(|disk| self.is_untouched(state, disk));
         let mut paths = state.paths();
@@ -495,6 +469,16 @@ impl Run {
         }
         Ok(())
     }
+}
+
+impl Story for Run {
+    fn fs(&self) -> &CrashFileSystem {
+        &self.fs
+    }
+
+    fn recover(&self, on: &OpenOptions, _: &[u64]) -> Result<(), String> {
+        (self.scenario.again)(on, &mut || ()).map_err(|e| text("again", e))
+    }
 
     fn verify(&self, state: &MemoryFileSystem, marks: &[u64], thorough: bool) -> Result<(), String> {
         let promised = marks.contains(&PROMISED);
@@ -508,7 +492,7 @@ impl Run {
         }
         let leaf = self.scenario.leaves.iter().find(|l| paths.contains(&path(l)));
         let leaf = path(leaf.ok_or("no leaf is left")?);
-        self.check(state, &open)?;
+        self.check_all(state, &open)?;
         let mut read_only = open.clone();
         read_only.read_only = true;
         self.read(state, &read_only, promised)?;
@@ -537,102 +521,53 @@ impl Run {
                 .map_err(|e| text("write", e))?;
         }
         chain.close().map_err(|e| text("close", e))?;
-        self.check(state, &open)
-    }
-
-    fn enumerate(&self, crash: &CrashOptions) -> Result<u64, String> {
-        let mut wrong = None;
-        let mut count = 0u64;
-        let stats = self.fs.enumerate(crash, &mut |state, point| {
-            count += 1;
-            match self.verify(&state, &point.marks, count % 5 == 0) {
-                Ok(()) => ControlFlow::Continue(()),
-                Err(why) => {
-                    wrong = Some(format!("{why}\n  {} (seed {})", point.description, crash.seed));
-                    ControlFlow::Break(())
-                }
-            }
-        });
-        wrong.map_or(Ok(stats.states), Err)
+        self.check_all(state, &open)
     }
 }
 
-fn subsets() -> usize {
-    let asked = std::env::var("AVHDX_CRASH_SUBSETS")
-        .ok()
-        .and_then(|text| text.parse().ok());
-    asked.unwrap_or(24)
-}
-
-fn crash(ignore: Option<Barrier>, times: usize) -> CrashOptions {
-    CrashOptions {
-        ignore,
-        subsets_per_point: subsets() * times,
-        garble_below: 192 << 10,
-        ..CrashOptions::default()
-    }
-}
-
-fn every_power_cut_leaves_good_disks(operation: &str) {
-    let mut total = 0;
-    for scenario in scenarios().into_iter().filter(|s| s.name.starts_with(operation)) {
-        let (name, times) = (scenario.name, scenario.thoroughly);
-        match Run::new(scenario).enumerate(&crash(None, times)) {
-            Ok(states) => {
-                println!("{states:6} states: {name}");
-                total += states;
-            }
-            Err(why) => panic!("{name}: {why}"),
-        }
-    }
-    assert!(total >= 2000 || subsets() < 24, "only {total} states");
+pub fn scenarios() -> Vec<harness::Scenario> {
+    let scenario = |(i, scenario): (usize, Scenario)| harness::Scenario {
+        operation: scenario.name,
+        name: "surgery".into(),
+        run: Box::new(move || Box::new(Run::new(all().swap_remove(i)))),
+        times: scenario.thoroughly,
+        thorough: 5,
+    };
+    all().into_iter().enumerate().map(scenario).collect()
 }
 
 #[test]
 fn delete_survives_power_cuts() {
-    every_power_cut_leaves_good_disks("delete");
+    survives(&scenarios(), "delete", usual(), 2000);
 }
 
 #[test]
 fn revert_survives_power_cuts() {
-    every_power_cut_leaves_good_disks("revert");
+    survives(&scenarios(), "revert", usual(), 2000);
 }
 
 #[test]
 fn rebase_survives_power_cuts() {
-    every_power_cut_leaves_good_disks("rebase");
+    survives(&scenarios(), "rebase", usual(), 2000);
 }
 
 #[test]
 fn detach_survives_power_cuts() {
-    every_power_cut_leaves_good_disks("detach");
+    survives(&scenarios(), "detach", usual(), 2000);
 }
 
 #[test]
 fn reparent_survives_power_cuts() {
-    every_power_cut_leaves_good_disks("re-parent");
+    survives(&scenarios(), "re-parent", usual(), 2000);
 }
 
 #[test]
 fn without_any_one_barrier_a_power_cut_does_harm() {
-    // Replay and plain payload are not part of these operations: tests/crash.rs has them.
+    // Replay and plain payload are not part of these operations: core has them.
     let needed = Barrier::ALL
         .iter()
         .filter(|b| !matches!(b, Barrier::Replayed | Barrier::Payload));
     for &barrier in needed {
-        let caught = scenarios().into_iter().find_map(|scenario| {
-            let name = scenario.name;
-            Run::new(scenario)
-                .enumerate(&crash(Some(barrier), 1))
-                .err()
-                .map(|why| (name, why))
-        });
-        match caught {
-            Some((name, why)) => println!(
-                "{barrier:?} is needed, says {name}: {}",
-                why.lines().next().unwrap_or("")
-            ),
-            None => panic!("{barrier:?} can be left out and no test notices"),
-        }
+        is_needed(&scenarios(), "", Forget::Barrier(barrier));
     }
 }

@@ -1,30 +1,22 @@
 //! Converting and migrating, cut by power failures and failing calls: sources stay as they are, and what has its name
 //! is whole.
 
-#[path = "common/vhd.rs"]
-mod vhd;
-
-use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use avhdx::ops::{self, CheckOptions, Severity};
+use avhdx::ops;
 use avhdx::options::{
     CheckpointOptions, ConvertOptions, CreateOptions, DiskType, ImageFormat, MigrateOptions, OpenOptions,
 };
-use avhdx::storage::crash::{CrashFileSystem, CrashOptions};
+use avhdx::storage::crash::CrashFileSystem;
 use avhdx::storage::fault::{FaultFileSystem, FaultMode};
 use avhdx::storage::{Barrier, FileSystem, MemoryFileSystem};
 use avhdx::vhd::VhdChain;
 use avhdx::{Chain, ErrorKind, Result};
-use vhd::{Vhd, SECTOR};
 
-const MIB: u64 = 1 << 20;
+use crate::harness::{self, check, is_needed, path, survives, usual, Forget, Story, MIB};
+use crate::vhd::{Vhd, SECTOR};
+
 const DONE: u64 = 1;
-
-fn path(name: &str) -> PathBuf {
-    Path::new("/vm").join(name)
-}
 
 fn on(fs: Arc<dyn FileSystem>) -> OpenOptions {
     let mut open = OpenOptions::read_only().on(fs);
@@ -169,16 +161,7 @@ fn verify(
     for file in state.paths() {
         let name = file.to_string_lossy();
         if name.ends_with("vhdx") {
-            let mut broken = None;
-            ops::check(&file, &open, &CheckOptions::default(), &mut |finding| {
-                if finding.severity == Severity::Error {
-                    broken = Some(finding.defect.to_string());
-                }
-            })
-            .map_err(|e| format!("{file:?}: {}", e.chain_text()))?;
-            if let Some(broken) = broken {
-                return Err(format!("{file:?}: {broken}"));
-            }
+            check(&file, &open)?;
         }
     }
     let new = path(job.new);
@@ -201,55 +184,84 @@ fn verify(
     }
 }
 
-fn cut(job: &Job, ignore: Option<Barrier>) -> Result<u64, String> {
-    let (initial, content) = sources();
-    let fs = CrashFileSystem::new(&initial);
-    (job.run)(&on(Arc::new(fs.clone()))).map_err(|e| e.chain_text())?;
-    fs.mark(DONE);
-    let crash = CrashOptions {
-        ignore,
-        subsets_per_point: 80,
-        garble_below: 192 << 10,
-        ..CrashOptions::default()
+struct Converted {
+    job: &'static Job,
+    initial: MemoryFileSystem,
+    content: Vec<u8>,
+    fs: CrashFileSystem,
+}
+
+impl Converted {
+    fn new(job: &'static Job) -> Converted {
+        let (initial, content) = sources();
+        let fs = CrashFileSystem::new(&initial);
+        (job.run)(&on(Arc::new(fs.clone()))).unwrap();
+        fs.mark(DONE);
+        Converted {
+            job,
+            initial,
+            content,
+            fs,
+        }
+    }
+}
+
+impl Story for Converted {
+    fn fs(&self) -> &CrashFileSystem {
+        &self.fs
+    }
+
+    fn verify(&self, state: &MemoryFileSystem, marks: &[u64], thorough: bool) -> std::result::Result<(), String> {
+        match verify(self.job, state, &self.initial, &self.content, thorough)? {
+            false if marks.contains(&DONE) => Err("done, but not there".into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Made again under another name, unless it is there.
+    fn recover(&self, open: &OpenOptions, _: &[u64]) -> std::result::Result<(), String> {
+        let fs = &open.file_system;
+        if fs.kind(&path(self.job.new)).is_ok() {
+            return Ok(());
+        }
+        // Parents of a migrated chain whose child did not come.
+        for left in fs.list(&path(""), 100).map_err(|e| e.to_string())? {
+            if !self.initial.paths().contains(&left) {
+                fs.remove(&left).map_err(|e| e.to_string())?;
+            }
+        }
+        fs.sync_dir(&path("")).map_err(|e| e.to_string())?;
+        (self.job.run)(&on(fs.clone())).map_err(|e| harness::fail("made again", e))
+    }
+}
+
+pub fn scenarios() -> Vec<harness::Scenario> {
+    let scenario = |job: &'static Job| harness::Scenario {
+        operation: if job.name.starts_with("migrate") {
+            "migrate"
+        } else {
+            "convert"
+        },
+        name: job.name.into(),
+        run: Box::new(move || Box::new(Converted::new(job))),
+        times: 3,
+        thorough: 16,
     };
-    let (mut wrong, mut count) = (None, 0);
-    let stats = fs.enumerate(&crash, &mut |state, point| {
-        count += 1;
-        let there = verify(job, &state, &initial, &content, count % 16 == 0);
-        let why = match there {
-            Ok(false) if point.marks.contains(&DONE) => "done, but not there".to_string(),
-            Ok(_) => return ControlFlow::Continue(()),
-            Err(why) => why,
-        };
-        wrong = Some(format!("{why}\n  {} (seed {})", point.description, crash.seed));
-        ControlFlow::Break(())
-    });
-    wrong.map_or(Ok(stats.states), Err)
+    JOBS.iter().map(scenario).collect()
 }
 
 #[test]
 fn every_power_cut_leaves_the_whole_or_nothing() {
-    let (mut converting, mut migrating) = (0, 0);
-    for job in JOBS {
-        let states = cut(job, None).unwrap_or_else(|why| panic!("{}: {why}", job.name));
-        println!("{states:6} states: {}", job.name);
-        match job.name.starts_with("migrate") {
-            true => migrating += states,
-            false => converting += states,
-        }
-    }
-    assert!(
-        converting >= 2000 && migrating >= 2000,
-        "{converting} and {migrating} states"
-    );
+    survives(&scenarios(), "convert", usual(), 2000);
+    survives(&scenarios(), "migrate", usual(), 2000);
 }
 
 #[test]
 fn without_the_barrier_a_power_cut_does_harm() {
     // A VHDX is closed before, which flushes it too: there is no one barrier that it needs.
-    for job in JOBS.iter().filter(|job| job.new != "new.vhdx") {
-        let why = cut(job, Some(Barrier::NewFile)).expect_err(job.name);
-        println!("{}: {}", job.name, why.lines().next().unwrap_or(""));
+    for (job, scenario) in JOBS.iter().zip(scenarios()).filter(|(job, _)| job.new != "new.vhdx") {
+        println!("{}", job.name);
+        is_needed(&[scenario], "", Forget::Barrier(Barrier::NewFile));
     }
 }
 
