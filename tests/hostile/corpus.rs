@@ -1,5 +1,5 @@
-//! One image for each way known to us to attack a reader or writer of VHDX, by the rows of "Hostile images" in
-//! docs/format-notes.md. Each is opened for reading and read, opened for writing and written, checked, and merged into
+//! At least one image for each way known to us to attack a reader or writer of VHDX. The ways are numbered; comments name
+//! them. Each is opened for reading and read, opened for writing and written, checked, and merged into
 //! its parent, in a process of its own that has 20 seconds of processor for the four and 256 MiB of address space, program
 //! included.
 
