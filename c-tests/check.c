@@ -76,7 +76,7 @@ static void not_even_a_file(void)
     CHECK_FAILS(avhdx_check(tmp("none"), NULL, &report, &callback), ENOENT, AVHDX_ERR_IO);
     CHECK_INT(seen.freed, 1);
     CHECK_INT(report.errors, 0);
-    CHECK_FAILS(avhdx_check("/dev/null", NULL, &report, NULL), EINVAL, AVHDX_ERR_IO);
+    CHECK_FAILS(avhdx_check("/dev/null", NULL, &report, NULL), EINVAL, AVHDX_ERR_ARGUMENT);
 }
 
 int main(void)

@@ -22,7 +22,7 @@ pub(crate) fn storage(path: &Path, access: Access, options: &OpenOptions) -> Res
     options.file_system.open(path, access).map_err(|cause| {
         let errno = cause.raw_os_error();
         if matches!(errno, Some(libc::EINVAL | libc::EISDIR)) {
-            return Error::new(ErrorKind::Argument, "cannot open the file")
+            return Error::new(ErrorKind::Argument, "this is not a file that can hold a disk")
                 .with_source(cause)
                 .with_path(path)
                 .with_hint("a disk image is a regular file or a block device");
