@@ -560,8 +560,10 @@ struct avhdx_probe
     uint8_t data_write_guid[16];
     /* The data write GUID its parent must have; zeros without a parent. */
     uint8_t parent_linkage[16];
+    /* Another one that its parent may have, after a merge was cut short; else zeros. */
+    uint8_t parent_linkage2[16];
 };
-#define AVHDX_PROBE_INIT { sizeof(struct avhdx_probe), 0, 0, 0, 0, 0, 0, { 0 }, { 0 }, { 0 } }
+#define AVHDX_PROBE_INIT { sizeof(struct avhdx_probe), 0, 0, 0, 0, 0, 0, { 0 }, { 0 }, { 0 }, { 0 } }
 
 /* What is efficient. Since 1.0. */
 struct avhdx_limits

@@ -177,17 +177,7 @@ static avhdx_opts *open_options(bool readonly)
     return opts;
 }
 
-/* Without locks, and nothing is written. */
-static avhdx_opts *looking_options(void)
-{
-    avhdx_opts *opts = open_options(true);
-
-    avhdx_opts_set_bool(opts, "lock", 0);
-    avhdx_opts_set_str(opts, "log", "memory");
-    return opts;
-}
-
-/* A disk to ask about: the one that is served, or else one opened with looking_options. The caller gives
+/* A disk to ask about: the one that is served, or else one opened without locks, which writes nothing. The caller gives
  * it back with stop_looking. */
 static int look(avhdx_disk **handle, const char *path)
 {
@@ -200,7 +190,9 @@ static int look(avhdx_disk **handle, const char *path)
             return 0;
         }
     }
-    opts = looking_options();
+    opts = open_options(true);
+    avhdx_opts_set_bool(opts, "lock", 0);
+    avhdx_opts_set_str(opts, "log", "memory");
     r = avhdx_open(handle, path, opts);
     avhdx_opts_free(opts);
     return r;
@@ -226,7 +218,6 @@ static const char *base_name(const char *path)
 struct candidate {
     char *path;
     struct avhdx_probe probe;
-    uint8_t linkage2[16]; /* what else its parent may be: a merge was cut short */
     bool has_child;
 };
 
@@ -257,20 +248,7 @@ static int by_path(const void *a, const void *b)
 static bool is_child(const struct candidate *file, const uint8_t *parent)
 {
     return (file->probe.flags & AVHDX_INFO_HAS_PARENT) &&
-           (memcmp(file->probe.parent_linkage, parent, 16) == 0 || memcmp(file->linkage2, parent, 16) == 0);
-}
-
-static void read_linkage2(struct candidate *file)
-{
-    struct avhdx_layer_info info = AVHDX_LAYER_INFO_INIT;
-    avhdx_opts *opts = looking_options();
-    avhdx_disk *handle;
-
-    avhdx_opts_set_bool(opts, "parents", 0);
-    if (avhdx_open(&handle, file->path, opts) == 0 && avhdx_layer_info(handle, 0, &info) == 0)
-        memcpy(file->linkage2, info.parent_linkage2, 16);
-    avhdx_abort(handle);
-    avhdx_opts_free(opts);
+           (memcmp(file->probe.parent_linkage, parent, 16) == 0 || memcmp(file->probe.parent_linkage2, parent, 16) == 0);
 }
 
 /* Looks at every disk in a directory; one that another names as its parent has a child. */
@@ -295,8 +273,6 @@ static int scan_dir(const char *path, struct scan *scan)
             free(found.path);
             continue;
         }
-        if (found.probe.flags & AVHDX_INFO_HAS_PARENT)
-            read_linkage2(&found);
         more = realloc(scan->files, (scan->n + 1) * sizeof *more);
         if (!more) {
             free(found.path);

@@ -212,6 +212,15 @@ pub enum MergeMode {
     Consume,
 }
 
+impl MergeMode {
+    fn rehearsed(self) -> Self {
+        match self {
+            MergeMode::Copy => MergeMode::Auto,
+            other => other,
+        }
+    }
+}
+
 /// How to merge.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -229,6 +238,16 @@ pub struct MergeOptions {
     pub orphan_siblings: bool,
     /// Read the target back and compare before anything is removed.
     pub verify: bool,
+}
+
+impl MergeOptions {
+    /// For a rehearsal ([`crate::ops::plan`]): nothing to wait for, nothing written that could be looked at, and no
+    /// content that would have to pass through the process.
+    pub fn rehearsed(mut self) -> Self {
+        (self.rate, self.verify) = (0, false);
+        self.mode = self.mode.rehearsed();
+        self
+    }
 }
 
 impl Default for MergeOptions {
@@ -329,6 +348,15 @@ pub struct DeleteOptions {
     pub rate: u64,
     /// Read the parent back and compare before the file is removed.
     pub verify: bool,
+}
+
+impl DeleteOptions {
+    /// See [`MergeOptions::rehearsed`].
+    pub fn rehearsed(mut self) -> Self {
+        (self.rate, self.verify) = (0, false);
+        self.mode = self.mode.rehearsed();
+        self
+    }
 }
 
 /// How to copy what a leaf takes from its parents into it.

@@ -19,7 +19,7 @@ use std::process::Command;
 use avhdx::ops;
 use avhdx::options::{CreateOptions, DiskType, OpenOptions, ZeroFlags};
 use avhdx::Chain;
-use common::{have, hex, skip, MIB};
+use common::{have, hex, reader_python, MIB};
 use random::Random;
 use sha2::{Digest, Sha256};
 
@@ -559,7 +559,7 @@ impl Tally {
 }
 
 fn compare(seeds: std::ops::Range<u64>) {
-    let reader_python = common_python();
+    let reader_python = reader_python();
     let (seven, qemu) = (have("7zz"), have("qemu-img"));
     let mut tallies: BTreeMap<&str, Tally> = BTreeMap::new();
     let mut seen: BTreeMap<Trait, u32> = BTreeMap::new();
@@ -605,18 +605,6 @@ fn compare(seeds: std::ops::Range<u64>) {
         unexplained.extend(tally.unexplained);
     }
     assert!(unexplained.is_empty(), "not explained:\n{}", unexplained.join("\n"));
-}
-
-fn common_python() -> Option<String> {
-    let python = std::env::var("AVHDX_PYTHON").unwrap_or_else(|_| "python3".into());
-    let ready = Command::new(&python)
-        .args(["-c", "import pyvhdi, dissect.hypervisor"])
-        .output()
-        .is_ok_and(|o| o.status.success());
-    if !ready {
-        skip("no python with libvhdi and dissect.hypervisor (AVHDX_PYTHON)");
-    }
-    ready.then_some(python)
 }
 
 #[test]

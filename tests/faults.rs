@@ -1,6 +1,8 @@
 //! Every storage call fails once: the error is reported, the chain opens again, what was flushed is there.
 
-use std::path::{Path, PathBuf};
+#[path = "common/shape.rs"]
+mod shape;
+
 use std::sync::Arc;
 
 use avhdx::ops::{self, CheckOptions, Severity};
@@ -8,12 +10,7 @@ use avhdx::options::{CheckpointOptions, CreateOptions, MergeMode, MergeOptions, 
 use avhdx::storage::fault::{FaultFileSystem, FaultMode};
 use avhdx::storage::MemoryFileSystem;
 use avhdx::{Chain, Error, ErrorKind};
-
-const MIB: u64 = 1 << 20;
-
-fn path(name: &str) -> PathBuf {
-    Path::new("/vm").join(name)
-}
+use shape::{is_told, path, MIB};
 
 fn prepared() -> (MemoryFileSystem, Vec<u8>) {
     let fs = MemoryFileSystem::new();
@@ -149,13 +146,7 @@ fn every_call(name: &str, job: Job, leaves: &[&str], resume: Option<MergeMode>) 
             let what = format!("{name}, call {n} {mode:?}");
             failures += 1;
             if let Err(error) = &result {
-                let told = [
-                    ErrorKind::Io,
-                    ErrorKind::NoSpace,
-                    ErrorKind::Poisoned,
-                    ErrorKind::ParentNotFound,
-                ];
-                assert!(told.contains(&error.kind()), "{what}: {}", error.chain_text());
+                is_told(error, &what);
             }
             let memory = memory.snapshot();
             check_all(&memory, &what);

@@ -8,7 +8,7 @@ use std::process::{Command, Output};
 use avhdx::ops;
 use avhdx::options::{CheckpointOptions, ConvertOptions, CreateOptions, DiskType, OpenOptions, ZeroFlags};
 use avhdx::{Chain, ErrorKind};
-use common::{have, skip, MIB};
+use common::{have, reader_python, MIB};
 
 fn run(program: &str, args: &[&str]) -> Output {
     Command::new(program).args(args).output().expect(program)
@@ -152,21 +152,9 @@ while at < size:
 print('identical', size)
 "#;
 
-fn python() -> Option<String> {
-    let python = std::env::var("AVHDX_PYTHON").unwrap_or_else(|_| "python3".into());
-    let ready = Command::new(&python)
-        .args(["-c", "import pyvhdi, dissect.hypervisor"])
-        .output()
-        .is_ok_and(|o| o.status.success());
-    if !ready {
-        skip("no python with libvhdi and dissect.hypervisor (AVHDX_PYTHON)");
-    }
-    ready.then_some(python)
-}
-
 #[test]
 fn libvhdi_reads_our_chains() {
-    let Some(python) = python() else { return };
+    let Some(python) = reader_python() else { return };
     let dir = tempfile::tempdir().unwrap();
     let (paths, raw) = chain(dir.path());
     let mut args = vec!["-c", LIBVHDI];
@@ -178,7 +166,7 @@ fn libvhdi_reads_our_chains() {
 
 #[test]
 fn dissect_reads_our_chains() {
-    let Some(python) = python() else { return };
+    let Some(python) = reader_python() else { return };
     let dir = tempfile::tempdir().unwrap();
     let (paths, raw) = chain(dir.path());
     let result = run(&python, &["-c", DISSECT, text(&paths[2]), text(&raw)]);

@@ -22,24 +22,32 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("ffi", &["storage", "chain", "ops", "options", "schema", "trace"]),
 ];
 
-fn sources(path: &Path, out: &mut Vec<PathBuf>) {
+fn collect(path: &Path, out: &mut Vec<PathBuf>) {
     if path.is_dir() {
         for entry in std::fs::read_dir(path).unwrap() {
-            sources(&entry.unwrap().path(), out);
+            collect(&entry.unwrap().path(), out);
         }
     } else if path.extension().is_some_and(|e| e == "rs") {
         out.push(path.to_path_buf());
     }
 }
 
-#[test]
-fn no_module_uses_one_above_it() {
+/// Every source of the library, by its place in src, with its text.
+fn sources() -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let mut files = Vec::new();
-    sources(&root, &mut files);
+    collect(&root, &mut files);
+    let read = |file: PathBuf| {
+        let text = std::fs::read_to_string(&file).unwrap();
+        (file.strip_prefix(&root).unwrap().to_path_buf(), text)
+    };
+    files.into_iter().map(read).collect()
+}
+
+#[test]
+fn no_module_uses_one_above_it() {
     let mut seen = 0;
-    for file in files {
-        let relative = file.strip_prefix(&root).unwrap();
+    for (relative, text) in sources() {
         let part = relative
             .components()
             .next()
@@ -51,7 +59,6 @@ fn no_module_uses_one_above_it() {
         let Some((_, allowed)) = MAY_USE.iter().find(|(name, _)| *name == part) else {
             continue;
         };
-        let text = std::fs::read_to_string(&file).unwrap();
         // Tests may build what they need.
         let code = text.split("#[cfg(test)]").next().unwrap();
         for line in code.lines().filter(|l| !l.trim_start().starts_with("//")) {
@@ -72,14 +79,9 @@ fn no_module_uses_one_above_it() {
 /// The compiler denies `unsafe` where it is not expected; this says where that may be, and wants the proof.
 #[test]
 fn unsafe_code_is_at_the_two_boundaries_and_explained() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut files = Vec::new();
-    sources(&root, &mut files);
     let mut seen = 0;
-    for file in files {
-        let relative = file.strip_prefix(&root).unwrap();
+    for (relative, text) in sources() {
         let boundary = relative.starts_with("ffi") || relative == Path::new("storage/sys.rs");
-        let text = std::fs::read_to_string(&file).unwrap();
         let lines: Vec<&str> = text.lines().collect();
         for (i, line) in lines.iter().enumerate() {
             let code = line.split("//").next().unwrap();

@@ -1,32 +1,25 @@
 //! A merge that fails at any call is finished by `resume`, with the locks of a disk in use; and what others note about a
 //! disk is not believed.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+#[path = "common/shape.rs"]
+mod shape;
 
 use avhdx::format::locator::{self, Locator};
 use avhdx::format::metadata;
 use avhdx::ops;
-use avhdx::options::{CheckpointOptions, CreateOptions, DiskType, MergeOptions, OpenOptions};
+use avhdx::options::{CheckpointOptions, DiskType, MergeOptions};
 use avhdx::storage::fault::{FaultFileSystem, FaultMode};
 use avhdx::storage::MemoryFileSystem;
 use avhdx::{Chain, ErrorKind, Guid};
-
-const MIB: u64 = 1 << 20;
-
-fn path(name: &str) -> PathBuf {
-    Path::new("/vm").join(name)
-}
+use shape::{create, options, path, MIB};
 
 /// base <- a <- b, and what b reads as.
 fn prepared() -> (MemoryFileSystem, Vec<u8>) {
     let fs = MemoryFileSystem::new();
-    let open = OpenOptions::new().on(Arc::new(fs.clone()));
-    let mut create = CreateOptions::default();
-    create.size = 4 * MIB;
-    create.block_size = 1 << 20;
-    create.open = open.clone();
-    ops::create(&path("base.vhdx"), &create).unwrap();
+    let open = options(&fs);
+    create(&open, "base.vhdx", DiskType::Dynamic, 4 * MIB, 1, None);
     let chain = Chain::open(&path("base.vhdx"), &open).unwrap();
     for (n, name) in ["a.avhdx", "b.avhdx"].into_iter().enumerate() {
         chain.write(&[1 + n as u8; 70_000], n as u64 * MIB, false).unwrap();
@@ -48,7 +41,7 @@ fn a_merge_below_the_leaf_is_finished_wherever_it_stopped() {
     for n in 1.. {
         let memory = initial.snapshot();
         let faulty = FaultFileSystem::new(Arc::new(memory.clone()));
-        let open = OpenOptions::new().on(Arc::new(faulty.clone()));
+        let open = options(&faulty);
         let chain = Chain::open(&path("b.avhdx"), &open).unwrap();
         faulty.fail_in(n, libc::EIO, FaultMode::FromHere);
         let result = ops::merge(&chain, 1, 2, &MergeOptions::default(), &mut |_| true);
@@ -57,7 +50,7 @@ fn a_merge_below_the_leaf_is_finished_wherever_it_stopped() {
             break;
         }
         drop(chain);
-        let open = OpenOptions::new().on(Arc::new(memory.clone()));
+        let open = options(&memory);
         let resumed = ops::resume(&path("b.avhdx"), &open, &MergeOptions::default(), &mut |_| true)
             .unwrap_or_else(|e| panic!("call {n}: {}", e.chain_text()));
         assert!(ops::pending(&path("b.avhdx"), &open).unwrap().is_none(), "call {n}");
@@ -87,7 +80,7 @@ fn note_merge(fs: &MemoryFileSystem, name: &str, linkage2: Guid, note: &str) {
     bytes[at..at + item.len()].copy_from_slice(&item);
     bytes[entry + 20..entry + 24].copy_from_slice(&(item.len() as u32).to_le_bytes());
     fs.insert(path(name), &bytes);
-    let open = OpenOptions::new().on(Arc::new(fs.clone()));
+    let open = options(fs);
     let info = Chain::open(&path(name), &open).unwrap().info().unwrap();
     assert!(info.pending_merge, "the note is there");
 }
@@ -99,17 +92,13 @@ fn a_note_about_another_file_is_not_believed() {
     for (layers, abandoned) in [(0, 0), (1, 0), (1, 5), (usize::MAX, usize::MAX)] {
         for stage in ["copying", "copied", "child", "retired"] {
             let (fs, content) = prepared();
-            let open = OpenOptions::new().on(Arc::new(fs.clone()));
-            let mut create = CreateOptions::default();
-            create.disk_type = DiskType::Differencing;
-            create.parent = Some(path("a.avhdx"));
-            create.open = open.clone();
-            ops::create(&path("evil.avhdx"), &create).unwrap();
+            let open = options(&fs);
+            create(&open, "evil.avhdx", DiskType::Differencing, 0, 1, Some("a.avhdx"));
             let victim = Chain::probe(&path("b.avhdx"), &open).unwrap().data_write_guid;
             let evil = Chain::probe(&path("evil.avhdx"), &open).unwrap().data_write_guid;
             for (top, leaf) in [(victim, "layer"), (evil, "leaf")] {
                 let fs = fs.snapshot();
-                let open = OpenOptions::new().on(Arc::new(fs.clone()));
+                let open = options(&fs);
                 let note = format!("{stage} {layers} {} {leaf} unlink {abandoned}", top.braced());
                 note_merge(&fs, "evil.avhdx", victim, &note);
                 let _ = ops::pending(&path("evil.avhdx"), &open);

@@ -18,7 +18,7 @@ use avhdx::options::{
 use avhdx::storage::fault::{FaultFileSystem, FaultMode};
 use avhdx::storage::{FileSystem, MemoryFileSystem};
 use avhdx::{Chain, Error, ErrorKind, Guid};
-use shape::{check, options, path, MIB};
+use shape::{check, is_told, options, path, MIB};
 
 const SIZE: u64 = 4 * MIB + 512;
 /// What is read of each MiB: everything that differs begins in it.
@@ -226,13 +226,7 @@ impl Case {
                 }
                 failures += 1;
                 if let Err(error) = &result {
-                    let told = [
-                        ErrorKind::Io,
-                        ErrorKind::NoSpace,
-                        ErrorKind::Poisoned,
-                        ErrorKind::ParentNotFound,
-                    ];
-                    assert!(told.contains(&error.kind()), "{what}: {}", error.chain_text());
+                    is_told(error, &what);
                 }
                 // Nobody has anything open any more.
                 let memory = memory.snapshot();

@@ -120,17 +120,7 @@ pub(crate) enum Command {
         open: Open,
     },
     /// Merge a checkpoint into its parent, or into an older ancestor
-    Merge {
-        /// The file merged away
-        child: PathBuf,
-        /// The ancestor merged into, instead of the parent
-        #[arg(long)]
-        into: Option<PathBuf>,
-        #[command(flatten)]
-        merging: Merging,
-        #[command(flatten)]
-        open: Open,
-    },
+    Merge(Merge),
     /// Tell whether a merge was interrupted, and which
     Pending {
         /// The disk; of a chain, the last file
@@ -147,11 +137,15 @@ pub(crate) enum Command {
         leaf: PathBuf,
         #[command(flatten)]
         merging: Merging,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
         #[command(flatten)]
         open: Open,
     },
     /// Tell what an operation would do, without doing it
-    Plan(crate::plan::PlanArgs),
+    #[command(subcommand)]
+    Plan(crate::plan::Planned),
     /// Write the content of a disk to a new file of any format
     Convert(crate::convert::Convert),
     /// Write a VHD or AVHD, and its parents, as VHDX
@@ -266,6 +260,22 @@ pub(crate) enum Control {
         #[command(flatten)]
         merging: Merging,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Merge {
+    /// The file merged away
+    pub(crate) child: PathBuf,
+    /// The ancestor merged into, instead of the parent
+    #[arg(long)]
+    pub(crate) into: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) merging: Merging,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) open: Open,
 }
 
 /// How to merge.

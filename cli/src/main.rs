@@ -133,7 +133,7 @@ fn run(command: Command) -> Outcome {
         Command::Convert(args) => convert::convert(&args),
         Command::Migrate(args) => convert::migrate(&args),
         Command::Surgery(verb) => surgery::run(verb),
-        Command::Plan(args) => plan::plan(&args),
+        Command::Plan(planned) => plan::plan(&planned),
         Command::Compact(args) => shape::compact(&args),
         Command::Resize(args) => shape::resize(&args),
         Command::MinSize(args) => shape::min_size(&args),

@@ -1,136 +1,95 @@
 //! What an operation would do, without doing it.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use avhdx::ops::{self, Plan};
-use avhdx::options::{CompactOptions, DeleteOptions, MergeMode, RebaseOptions};
+use avhdx::options::{CompactOptions, DeleteOptions, RebaseOptions};
 use avhdx::Chain;
-use clap::{Args, Subcommand};
+use clap::Subcommand;
 
-use crate::args::{Merging, Open};
+use crate::args::{Merge, Open};
+use crate::convert::Convert;
 use crate::report::{human, safe};
-use crate::surgery::{layer_of, Into};
-use crate::{convert, shape, Failure, Outcome};
+use crate::shape::Compact;
+use crate::surgery::{layer_of, Delete, Detach, Rebase};
+use crate::{Failure, Outcome};
 
-#[derive(Debug, Args)]
-pub(crate) struct PlanArgs {
-    #[command(subcommand)]
-    operation: Operation,
-    /// Print JSON
-    #[arg(long, global = true)]
-    json: bool,
-}
-
+/// Operations that can be planned, with their own arguments.
 #[derive(Debug, Subcommand)]
-enum Operation {
+pub(crate) enum Planned {
     /// As merge
-    Merge {
-        /// The file merged away
-        child: PathBuf,
-        /// The ancestor merged into, instead of the parent
-        #[arg(long)]
-        into: Option<PathBuf>,
-        #[command(flatten)]
-        merging: Merging,
-        #[command(flatten)]
-        open: Open,
-    },
+    Merge(Merge),
     /// As delete
-    Delete {
-        /// The disk written to now
-        leaf: PathBuf,
-        /// The file of its chain to delete, by path or layer number
-        file: PathBuf,
-        /// Where its content goes
-        #[arg(long, value_enum, default_value = "auto")]
-        into: Into,
-        #[command(flatten)]
-        open: Open,
-    },
+    Delete(Delete),
     /// As compact
-    Compact {
-        /// The disk; of a chain, the last file
-        path: PathBuf,
-        /// As for compact
-        #[arg(long, value_enum, default_value = "full")]
-        mode: shape::Mode,
-        #[command(flatten)]
-        open: Open,
-    },
+    Compact(Compact),
     /// As convert
-    Convert(convert::Convert),
+    Convert(Convert),
     /// As rebase
-    Rebase {
-        /// The disk
-        leaf: PathBuf,
-        /// The new parent
-        parent: PathBuf,
-        #[command(flatten)]
-        open: Open,
-    },
+    Rebase(Rebase),
     /// As detach
-    Detach {
-        /// The disk
-        leaf: PathBuf,
-        #[command(flatten)]
-        open: Open,
-    },
+    Detach(Detach),
 }
 
-pub(crate) fn plan(args: &PlanArgs) -> Outcome {
-    let plan = match &args.operation {
-        Operation::Merge {
-            child,
-            into,
-            merging,
-            open,
-        } => {
-            let chain = reading(child, open)?;
-            let base = into.as_deref().map_or(Ok(1), |into| layer_of(&chain, into))?;
-            let mut options = merging.options();
-            // There is nothing to wait for, and nothing was written that could be looked at.
-            (options.rate, options.verify) = (0, false);
-            if options.mode == MergeMode::Copy {
-                options.mode = MergeMode::Auto;
-            }
-            ops::plan(&chain, |chain| {
+pub(crate) fn plan(planned: &Planned) -> Outcome {
+    let (plan, json) = match planned {
+        Planned::Merge(args) => {
+            let chain = reading(&args.child, &args.open)?;
+            let base = args.into.as_deref().map_or(Ok(1), |into| layer_of(&chain, into))?;
+            let options = args.merging.options().rehearsed();
+            let plan = ops::plan(&chain, |chain| {
                 ops::merge(chain, 0, base, &options, &mut |_| true).map(drop)
-            })?
+            });
+            (plan?, args.json)
         }
-        Operation::Delete { leaf, file, into, open } => {
-            let chain = reading(leaf, open)?;
-            let layer = layer_of(&chain, file)?;
+        Planned::Delete(args) if args.subtree => {
+            let message = "a branch is only removed: there is nothing to plan";
+            return Err(Failure::Usage(message.into()));
+        }
+        Planned::Delete(args) => {
+            let chain = reading(&args.leaf, &args.open)?;
+            let layer = layer_of(&chain, &args.file)?;
             let mut options = DeleteOptions::default();
-            options.into = (*into).into();
-            ops::plan(&chain, |chain| {
+            (options.into, options.mode) = (args.into.into(), args.mode.into());
+            let options = options.rehearsed();
+            let plan = ops::plan(&chain, |chain| {
                 ops::delete_layer(chain, layer, &options, &mut |_| true).map(drop)
-            })?
+            });
+            (plan?, args.json)
         }
-        Operation::Compact { path, mode, open } => {
+        Planned::Compact(args) => {
             let mut options = CompactOptions::default();
-            options.mode = (*mode).into();
-            ops::plan(&reading(path, open)?, |chain| {
+            options.mode = args.mode.into();
+            let plan = ops::plan(&reading(&args.path, &args.open)?, |chain| {
                 ops::compact(chain, &options, &mut |_| true).map(drop)
-            })?
+            });
+            (plan?, args.json)
         }
-        Operation::Convert(convert) => {
-            if convert.out == Path::new("-") {
-                return Err(Failure::Usage("what goes to standard output needs no plan".into()));
-            }
-            let mut options = convert.options()?;
+        Planned::Convert(args) if args.out == Path::new("-") => {
+            let message = "what goes to standard output needs no plan";
+            return Err(Failure::Usage(message.into()));
+        }
+        Planned::Convert(args) => {
+            let mut options = args.options()?;
             options.rate = 0;
-            ops::plan(&reading(&convert.leaf, &convert.open)?, |chain| {
-                ops::convert(chain, &convert.out, &options, &mut |_| true).map(drop)
-            })?
+            let plan = ops::plan(&reading(&args.leaf, &args.open)?, |chain| {
+                ops::convert(chain, &args.out, &options, &mut |_| true).map(drop)
+            });
+            (plan?, args.json)
         }
-        Operation::Rebase { leaf, parent, open } => ops::plan(&reading(leaf, open)?, |chain| {
-            ops::rebase(chain, parent, &RebaseOptions::default(), &mut |_| true).map(drop)
-        })?,
-        Operation::Detach { leaf, open } => ops::plan(&reading(leaf, open)?, |chain| {
-            ops::detach(chain, &RebaseOptions::default(), &mut |_| true).map(drop)
-        })?,
+        Planned::Rebase(args) => {
+            let plan = ops::plan(&reading(&args.leaf, &args.open)?, |chain| {
+                ops::rebase(chain, &args.parent, &RebaseOptions::default(), &mut |_| true).map(drop)
+            });
+            (plan?, args.json)
+        }
+        Planned::Detach(args) => {
+            let plan = ops::plan(&reading(&args.leaf, &args.open)?, |chain| {
+                ops::detach(chain, &RebaseOptions::default(), &mut |_| true).map(drop)
+            });
+            (plan?, args.json)
+        }
     };
-    let json = args.json || matches!(&args.operation, Operation::Convert(convert) if convert.json);
     match json {
         true => println!("{}", serde_json::to_string_pretty(&plan).unwrap_or_default()),
         false => tell(&plan),

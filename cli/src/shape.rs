@@ -15,18 +15,18 @@ use crate::{Failure, Outcome};
 #[derive(Debug, Args)]
 pub(crate) struct Compact {
     /// The disk; of a chain, the last file
-    path: PathBuf,
+    pub(crate) path: PathBuf,
     /// full reads every block and moves them together, quick reads none, prezeroed moves none
     #[arg(long, value_enum, default_value = "full")]
-    mode: Mode,
+    pub(crate) mode: Mode,
     /// Bytes per second at most
     #[arg(long, value_parser = size)]
     rate: Option<u64>,
     /// Print JSON
     #[arg(long)]
-    json: bool,
+    pub(crate) json: bool,
     #[command(flatten)]
-    open: Open,
+    pub(crate) open: Open,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use avhdx::options::{DeleteInto, DeleteOptions, RebaseOptions, ReparentOptions, RevertOptions};
 use avhdx::{ops, Chain};
-use clap::{Subcommand, ValueEnum};
+use clap::{Args, Subcommand, ValueEnum};
 use serde_json::json;
 
 use crate::args::{size, Mode, Open};
@@ -35,32 +35,7 @@ pub(crate) enum Surgery {
         open: Open,
     },
     /// Delete a checkpoint; what was made on it keeps its content
-    Delete {
-        /// The disk written to now
-        leaf: PathBuf,
-        /// The file to delete: of its chain, by path or layer number; with --subtree of another branch
-        file: PathBuf,
-        /// Delete a branch beside the chain: the file and every disk that descends from it
-        #[arg(long, conflicts_with_all = ["into", "mode", "rate", "verify"])]
-        subtree: bool,
-        /// Where its content goes
-        #[arg(long, value_enum, default_value = "auto")]
-        into: Into,
-        /// How the bytes travel into the parent
-        #[arg(long, value_enum, default_value = "auto")]
-        mode: Mode,
-        /// Read the parent back and compare before the file is removed
-        #[arg(long)]
-        verify: bool,
-        /// Bytes per second at most
-        #[arg(long, value_parser = size)]
-        rate: Option<u64>,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-        #[command(flatten)]
-        open: Open,
-    },
+    Delete(Delete),
     /// Tell a disk where its parent is now
     Reparent {
         /// The differencing disk
@@ -77,33 +52,67 @@ pub(crate) enum Surgery {
         open: Open,
     },
     /// Put a disk on another parent, keeping its content
-    Rebase {
-        /// The disk
-        leaf: PathBuf,
-        /// The new parent
-        parent: PathBuf,
-        /// Bytes per second at most
-        #[arg(long, value_parser = size)]
-        rate: Option<u64>,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-        #[command(flatten)]
-        open: Open,
-    },
+    Rebase(Rebase),
     /// Make a disk independent of its parents, in its own file
-    Detach {
-        /// The disk
-        leaf: PathBuf,
-        /// Bytes per second at most
-        #[arg(long, value_parser = size)]
-        rate: Option<u64>,
-        /// Print JSON
-        #[arg(long)]
-        json: bool,
-        #[command(flatten)]
-        open: Open,
-    },
+    Detach(Detach),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Delete {
+    /// The disk written to now
+    pub(crate) leaf: PathBuf,
+    /// The file to delete: of its chain, by path or layer number; with --subtree of another branch
+    pub(crate) file: PathBuf,
+    /// Delete a branch beside the chain: the file and every disk that descends from it
+    #[arg(long, conflicts_with_all = ["into", "mode", "rate", "verify"])]
+    pub(crate) subtree: bool,
+    /// Where its content goes
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) into: Into,
+    /// How the bytes travel into the parent
+    #[arg(long, value_enum, default_value = "auto")]
+    pub(crate) mode: Mode,
+    /// Read the parent back and compare before the file is removed
+    #[arg(long)]
+    pub(crate) verify: bool,
+    /// Bytes per second at most
+    #[arg(long, value_parser = size)]
+    pub(crate) rate: Option<u64>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) open: Open,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Rebase {
+    /// The disk
+    pub(crate) leaf: PathBuf,
+    /// The new parent
+    pub(crate) parent: PathBuf,
+    /// Bytes per second at most
+    #[arg(long, value_parser = size)]
+    pub(crate) rate: Option<u64>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) open: Open,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Detach {
+    /// The disk
+    pub(crate) leaf: PathBuf,
+    /// Bytes per second at most
+    #[arg(long, value_parser = size)]
+    pub(crate) rate: Option<u64>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) open: Open,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -215,7 +224,7 @@ pub(crate) fn run(verb: Surgery) -> Outcome {
             });
             told(json, value, &lines)
         }
-        Surgery::Delete {
+        Surgery::Delete(Delete {
             leaf,
             file,
             subtree,
@@ -225,7 +234,7 @@ pub(crate) fn run(verb: Surgery) -> Outcome {
             rate,
             json,
             open,
-        } => {
+        }) => {
             let chain = Chain::open(&leaf, &open.writing())?;
             let result = if subtree {
                 ops::delete_branch(&chain, &file)
@@ -294,13 +303,13 @@ pub(crate) fn run(verb: Surgery) -> Outcome {
             });
             told(json, value, &lines)
         }
-        Surgery::Rebase {
+        Surgery::Rebase(Rebase {
             leaf,
             parent,
             rate,
             json,
             open,
-        } => {
+        }) => {
             let chain = Chain::open(&leaf, &open.writing())?;
             let mut bar = Bar::new("rebasing");
             let mut options = RebaseOptions::default();
@@ -317,7 +326,7 @@ pub(crate) fn run(verb: Surgery) -> Outcome {
             let value = json!({ "leaf": text(&leaf), "parent": text(&parent), "bytes": report.bytes });
             told(json, value, &[line])
         }
-        Surgery::Detach { leaf, rate, json, open } => {
+        Surgery::Detach(Detach { leaf, rate, json, open }) => {
             let chain = Chain::open(&leaf, &open.writing())?;
             let mut bar = Bar::new("detaching");
             let mut options = RebaseOptions::default();

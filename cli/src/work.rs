@@ -4,7 +4,7 @@ use avhdx::ops::{self, MergeReport, Pending, PendingStage};
 use avhdx::options::{CheckpointOptions, CreateOptions, DiskType};
 use avhdx::Chain;
 
-use crate::args::Command;
+use crate::args::{Command, Merge};
 use crate::bar::Bar;
 use crate::{Failure, Outcome};
 
@@ -57,19 +57,20 @@ pub(crate) fn run(command: Command) -> Outcome {
             chain.close()?;
             Ok(0)
         }
-        Command::Merge {
+        Command::Merge(Merge {
             child,
             into,
             merging,
+            json,
             open,
-        } => {
+        }) => {
             let options = merging.options();
             let mut bar = Bar::new("merging");
             let report = ops::merge_path(&child, into.as_deref(), &open.writing(), &options, &mut |p| {
                 bar.show(p.done, p.total)
             })?;
             bar.finish();
-            merged(&report);
+            merged(&report, json);
             Ok(0)
         }
         Command::Pending { leaf, json, open } => {
@@ -81,14 +82,20 @@ pub(crate) fn run(command: Command) -> Outcome {
             }
             Ok(0)
         }
-        Command::Resume { leaf, merging, open } => {
+        Command::Resume {
+            leaf,
+            merging,
+            json,
+            open,
+        } => {
             let mut bar = Bar::new("merging");
             let report = ops::resume(&leaf, &open.writing(), &merging.options(), &mut |p| {
                 bar.show(p.done, p.total)
             })?;
             bar.finish();
             match report {
-                Some(report) => merged(&report),
+                Some(report) => merged(&report, json),
+                None if json => println!("null"),
                 None => println!("nothing is pending"),
             }
             Ok(0)
@@ -97,7 +104,11 @@ pub(crate) fn run(command: Command) -> Outcome {
     }
 }
 
-fn merged(report: &MergeReport) {
+fn merged(report: &MergeReport, json: bool) {
+    if json {
+        println!("{}", serde_json::to_string_pretty(report).unwrap_or_default());
+        return;
+    }
     println!("merged {} bytes into {}", report.bytes, report.target.display());
     if report.reflinked > 0 {
         println!("{} of them shared, not copied", report.reflinked);

@@ -125,6 +125,7 @@ impl Chain {
             virtual_disk_id: items.virtual_disk_id,
             data_write_guid: front.current.header.data_write_guid,
             parent_linkage: front.linkage().map(|(linkage, _)| linkage),
+            parent_linkage2: front.linkage().and_then(|(_, linkage2)| linkage2),
             dirty_flag: front.dirty,
         })
     }

@@ -146,6 +146,8 @@ pub struct Probe {
     pub data_write_guid: Guid,
     /// What its parent must have.
     pub parent_linkage: Option<Guid>,
+    /// What else its parent may have: a merge was cut short.
+    pub parent_linkage2: Option<Guid>,
     /// The log is dirty.
     pub dirty_flag: bool,
 }

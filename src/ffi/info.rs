@@ -54,6 +54,8 @@ pub struct avhdx_probe {
     pub data_write_guid: [u8; 16],
     /// The data write GUID its parent must have; zeros without a parent.
     pub parent_linkage: [u8; 16],
+    /// Another one that its parent may have, after a merge was cut short; else zeros.
+    pub parent_linkage2: [u8; 16],
 }
 // SAFETY: begins with a u32 and holds integers only.
 unsafe impl Output for avhdx_probe {}
@@ -195,6 +197,7 @@ pub unsafe extern "C" fn avhdx_probe(path: *const c_char, probe: *mut avhdx_prob
             virtual_disk_id: found.virtual_disk_id.to_stored(),
             data_write_guid: found.data_write_guid.to_stored(),
             parent_linkage: stored(found.parent_linkage),
+            parent_linkage2: stored(found.parent_linkage2),
         });
         Ok(0)
     })

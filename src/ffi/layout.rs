@@ -39,7 +39,7 @@ fn layout_and_constants_are_as_released() {
         }
         avhdx_probe {
             struct_size, r#type, virtual_size, block_size, logical_sector_size, physical_sector_size, flags,
-            virtual_disk_id, data_write_guid, parent_linkage,
+            virtual_disk_id, data_write_guid, parent_linkage, parent_linkage2,
         }
         avhdx_limits {
             struct_size, logical_sector_size, physical_sector_size, block_size, preferred, discard_granularity,

@@ -12,8 +12,7 @@ use super::opts::{avhdx_opts, choose};
 use super::owned_string;
 use crate::error::Result;
 use crate::ops::{self, Plan};
-use crate::options::MergeMode;
-use crate::schema::{Kind, Settings};
+use crate::schema::Kind;
 
 /// Flag of a plan: there is room for bytes where the leaf is.
 pub const AVHDX_PLAN_FITS: u32 = 1;
@@ -118,7 +117,15 @@ unsafe fn rehearse(disk: *mut avhdx_disk, operation: *const c_char, opts: *const
     // SAFETY: the caller's promise is that of `choose`.
     let mut settings = unsafe { choose(opts, &[operation.kind, Kind::Job]) }?.settings;
     operation.check_keys(&settings.job)?;
-    without_delay(&mut settings);
+    settings.merge = settings.merge.rehearsed();
+    settings.delete = settings.delete.rehearsed();
+    for rate in [
+        &mut settings.rebase.rate,
+        &mut settings.convert.rate,
+        &mut settings.compact.rate,
+    ] {
+        *rate = 0;
+    }
     // SAFETY: the caller's promise is that of `on_disk_alone`.
     unsafe {
         on_disk_alone(disk, |disk| {
@@ -126,25 +133,5 @@ unsafe fn rehearse(disk: *mut avhdx_disk, operation: *const c_char, opts: *const
                 (operation.run)(chain, &settings, &mut |_| true).map(drop)
             })
         })
-    }
-}
-
-/// A rehearsal need not be slow, and need not look at what was not written.
-fn without_delay(settings: &mut Settings) {
-    for rate in [
-        &mut settings.merge.rate,
-        &mut settings.delete.rate,
-        &mut settings.rebase.rate,
-        &mut settings.convert.rate,
-        &mut settings.compact.rate,
-    ] {
-        *rate = 0;
-    }
-    settings.merge.verify = false;
-    settings.delete.verify = false;
-    for mode in [&mut settings.merge.mode, &mut settings.delete.mode] {
-        if *mode == MergeMode::Copy {
-            *mode = MergeMode::Auto;
-        }
     }
 }

@@ -75,7 +75,7 @@ pub(super) fn readable(path: &Path, options: &OpenOptions, shared: &Shared) -> R
     Image::open_read(storage, path, LogPolicy::Memory, shared).at(path)
 }
 
-pub(super) fn locator_of(image: &Image) -> Result<Locator> {
+fn locator_of(image: &Image) -> Result<Locator> {
     image
         .items()
         .locator
@@ -109,9 +109,30 @@ pub(super) fn relink_noting(
     }
     // No volume of Windows is known here: an old one would be asked before the absolute path.
     locator.remove(VOLUME_PATH);
+    set_linkage(child, locator, (linkage, linkage2), record)
+}
+
+/// Changes what `child` accepts as its parent and what a merge notes in it, durably and in one log entry; the paths stay.
+pub(super) fn note(child: &Image, linkages: (Guid, Option<Guid>), record: Option<Record>) -> Result<()> {
+    set_linkage(child, locator_of(child)?, linkages, record)
+}
+
+fn set_linkage(
+    child: &Image,
+    mut locator: Locator,
+    (linkage, linkage2): (Guid, Option<Guid>),
+    record: Option<Record>,
+) -> Result<()> {
     locator.set_linkage(linkage, linkage2);
     Record::note(record, &mut locator);
     child.set_locator(&locator)
+}
+
+/// The DataWriteGuids that the parent of a differencing layer may have.
+pub(super) fn linkage_of(image: &Image) -> Result<(Guid, Option<Guid>)> {
+    image
+        .linkage()
+        .ok_or_else(|| Error::new(ErrorKind::Bug, "a differencing layer without linkage").with_path(image.name()))
 }
 
 /// Whether two open files are one.

@@ -325,7 +325,7 @@ mod qemu_locks {
 pub struct OsFileSystem;
 
 /// `Path::parent` of a bare file name is empty where the kernel wants ".".
-fn or_here(dir: &Path) -> &Path {
+pub(super) fn or_here(dir: &Path) -> &Path {
     if dir.as_os_str().is_empty() {
         Path::new(".")
     } else {

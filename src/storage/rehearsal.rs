@@ -12,6 +12,7 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 
 use super::draft::Draft;
+use super::file::or_here;
 use super::{Access, Barrier, CopyMethod, EntryKind, FileId, FileSystem, LockMode, Storage};
 
 /// A file before and after.
@@ -125,11 +126,6 @@ impl Rehearsal {
     }
 }
 
-fn directory(path: &Path) -> &Path {
-    let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty());
-    dir.unwrap_or(Path::new("."))
-}
-
 impl Rehearsed {
     fn new(below: Option<Arc<dyn Storage>>) -> io::Result<Rehearsed> {
         let draft = Draft::new(below.clone())?;
@@ -163,7 +159,7 @@ impl FileSystem for Rehearsal {
             return Err(io::Error::from_raw_os_error(libc::EEXIST));
         }
         // A directory that is not there is told now.
-        self.below.kind(directory(path))?;
+        self.below.kind(or_here(path.parent().unwrap_or(path)))?;
         let file = Arc::new(Rehearsed::new(None)?);
         self.files.lock().insert(key, Some(file.clone()));
         Ok(self.handle(file))

@@ -92,3 +92,16 @@ pub fn have(program: &str) -> bool {
     }
     found
 }
+
+/// A python with readers of others; if there is none, says so.
+pub fn reader_python() -> Option<String> {
+    let python = std::env::var("AVHDX_PYTHON").unwrap_or_else(|_| "python3".into());
+    let ready = Command::new(&python)
+        .args(["-c", "import pyvhdi, dissect.hypervisor"])
+        .output()
+        .is_ok_and(|o| o.status.success());
+    if !ready {
+        skip("no python with libvhdi and dissect.hypervisor (AVHDX_PYTHON)");
+    }
+    ready.then_some(python)
+}

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use avhdx::ops::{self, CheckOptions, Severity};
 use avhdx::options::{CreateOptions, DiskType, OpenOptions};
 use avhdx::storage::FileSystem;
+use avhdx::{Error, ErrorKind};
 
 pub const MIB: u64 = 1 << 20;
 
@@ -44,4 +45,15 @@ pub fn check(file: &Path, open: &OpenOptions) -> Result<(), String> {
         (Ok(_), Some(defect)) => Err(format!("check {file:?}: {defect}")),
         _ => Ok(()),
     }
+}
+
+/// That an error is one that a failing storage may be told as.
+pub fn is_told(error: &Error, what: &str) {
+    let told = [
+        ErrorKind::Io,
+        ErrorKind::NoSpace,
+        ErrorKind::Poisoned,
+        ErrorKind::ParentNotFound,
+    ];
+    assert!(told.contains(&error.kind()), "{what}: {}", error.chain_text());
 }

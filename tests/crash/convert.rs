@@ -11,8 +11,9 @@ use avhdx::storage::crash::CrashFileSystem;
 use avhdx::storage::fault::{FaultFileSystem, FaultMode};
 use avhdx::storage::{Barrier, FileSystem, MemoryFileSystem};
 use avhdx::vhd::VhdChain;
-use avhdx::{Chain, ErrorKind, Result};
+use avhdx::{Chain, Result};
 
+use crate::disks::is_told;
 use crate::harness::{self, check, is_needed, path, survives, usual, Forget, Story, MIB};
 use crate::vhd::{Vhd, SECTOR};
 
@@ -283,13 +284,7 @@ fn every_failing_call_is_told_and_leaves_nothing() {
                 match result {
                     Ok(()) => assert!(there, "{what}"),
                     Err(error) => {
-                        let told = [
-                            ErrorKind::Io,
-                            ErrorKind::NoSpace,
-                            ErrorKind::Poisoned,
-                            ErrorKind::ParentNotFound,
-                        ];
-                        assert!(told.contains(&error.kind()), "{what}: {}", error.chain_text());
+                        is_told(&error, &what);
                         assert!(error.path().is_some(), "{what}: {}", error.chain_text());
                         assert!(!there, "{what}");
                         // Unless removing it is what failed, nothing is left.

@@ -881,6 +881,18 @@ impl World {
         "nonsense",
     ];
 
+    /// Options that an operation needs, and whose others are.
+    fn keys(operation: &str) -> (&'static str, Kind) {
+        match operation {
+            "merge" => ("top=0,base=1", Kind::Merge),
+            "delete" => ("top=0", Kind::Delete),
+            "rebase" => ("onto=/nowhere-avhdx/base.vhdx", Kind::Rebase),
+            "convert" => ("out=/nowhere-avhdx/c.vhdx", Kind::Convert),
+            "compact" => ("", Kind::Compact),
+            _ => ("", Kind::Job),
+        }
+    }
+
     fn job(&mut self, input: &mut Input<'_>) {
         let slot = input.below(2);
         let job = self.jobs[slot];
@@ -888,14 +900,7 @@ impl World {
             0..=2 if job.is_null() => {
                 let disk = self.disk(input);
                 let name = input.pick(World::OPERATIONS);
-                let (line, kind) = match name {
-                    "merge" => ("top=0,base=1", Kind::Merge),
-                    "delete" => ("top=0", Kind::Delete),
-                    "rebase" => ("onto=/nowhere-avhdx/base.vhdx", Kind::Rebase),
-                    "convert" => ("out=/nowhere-avhdx/c.vhdx", Kind::Convert),
-                    "compact" => ("", Kind::Compact),
-                    _ => ("", Kind::Job),
-                };
+                let (line, kind) = World::keys(name);
                 let operation = Text::of(name);
                 let mut job = std::ptr::dangling_mut::<avhdx_job>();
                 let result = self.with(input, &[kind], line, |_, opts| unsafe {
@@ -926,13 +931,7 @@ impl World {
     fn plan(&self, input: &mut Input<'_>) {
         let disk = self.disk(input);
         let name = input.pick(World::OPERATIONS);
-        let (line, kind) = match name {
-            "merge" => ("top=0,base=1", Kind::Merge),
-            "delete" => ("top=0", Kind::Delete),
-            "rebase" => ("onto=/nowhere-avhdx/base.vhdx", Kind::Rebase),
-            "convert" => ("out=/nowhere-avhdx/c.vhdx", Kind::Convert),
-            _ => ("", Kind::Job),
-        };
+        let (line, kind) = World::keys(name);
         let operation = Text::of(name);
         self.with(input, &[kind, Kind::Job], line, |input, opts| unsafe {
             if input.chance(2) {

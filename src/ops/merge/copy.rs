@@ -176,7 +176,7 @@ impl<'a> Copier<'a> {
         let error = Error::new(ErrorKind::NoSpace, message).with_path(self.target.name());
         Err(match self.mode {
             MergeMode::Copy => error.with_hint("use mode=consume, which needs next to no free space"),
-            _ => error,
+            _ => error.with_hint("make room on the file system of this file"),
         })
     }
 

@@ -186,7 +186,9 @@ impl Family {
             None => Ok(files),
             Some(other) => {
                 let message = format!("{:?} depends on a file that a merge left behind", other.path);
-                Err(Error::new(ErrorKind::HasChildren, message).with_path(&other.path))
+                Err(Error::new(ErrorKind::HasChildren, message)
+                    .with_path(&other.path)
+                    .with_hint("merge or delete it first, then resume"))
             }
         }
     }

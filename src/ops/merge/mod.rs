@@ -33,7 +33,7 @@ use crate::storage::{Access, Order};
 
 use copy::Copier;
 use family::Family;
-use layers::{locator_of, open_writable};
+use layers::open_writable;
 pub use pending::{pending, resume, Pending, PendingStage};
 use record::{Record, Stage};
 
@@ -284,11 +284,9 @@ impl<'a> Merge<'a> {
             images.push(Arc::new(image));
         }
         layers::remove(self.chain.options(), &images, &mut report.removed)?;
-        let mut locator = locator_of(&child)?;
-        locator.set_linkage(linkage, None);
+        // ORDER: the files are gone durably before the way to them is.
         let swept = Record { abandoned: 0, ..record };
-        Record::note(Some(swept), &mut locator);
-        child.set_locator(&locator)
+        layers::note(&child, (linkage, None), Some(swept))
     }
 
     /// Steps 2 and 3.
@@ -296,18 +294,12 @@ impl<'a> Merge<'a> {
         let before = self.target.data_write_guid();
         let after = Guid::random();
         let child = self.chain.layer(self.base - 1)?;
-        let mut locator = locator_of(&child)?;
-        locator.set_linkage(before, Some(after));
-        let record = self.record(Stage::Copying, keep)?;
-        Record::note(Some(record), &mut locator);
         if Order::AcceptedBeforeTaken.is_forgotten() {
             self.target
                 .update_header(WriteMode::Data, |header| header.data_write_guid = after)?;
         }
-        child.set_locator(&locator)?;
-        if self.base - 1 > 0 {
-            child.clean()?;
-        }
+        let record = self.record(Stage::Copying, keep)?;
+        self.note(&child, (before, Some(after)), Some(record))?;
         // ORDER: the child accepts both identities, durably, before the target takes the new one.
         self.target
             .update_header(WriteMode::Data, |header| header.data_write_guid = after)
@@ -352,13 +344,8 @@ impl<'a> Merge<'a> {
         // ORDER: the target is complete before its child says so, and that before another child is on the target: then
         // the target must keep its identity.
         let child = self.chain.layer(self.base - 1)?;
-        let mut locator = locator_of(&child)?;
-        Record::note(Some(self.record(Stage::Copied, keep)?), &mut locator);
-        child.set_locator(&locator)?;
-        match self.base {
-            1 => Ok(()),
-            _ => child.clean(),
-        }
+        let record = self.record(Stage::Copied, keep)?;
+        self.note(&child, layers::linkage_of(&child)?, Some(record))
     }
 
     /// Steps 8 and 9. The target is complete.
@@ -399,7 +386,16 @@ impl<'a> Merge<'a> {
     fn point_to_target(&self, child: &Image, linkage2: Option<Guid>, record: Option<Record>) -> Result<()> {
         let linkages = (self.target.data_write_guid(), linkage2);
         layers::relink_noting(self.chain.options(), child, self.target.name(), linkages, record)?;
-        // The live leaf stays in use: its log makes this durable.
+        self.tidy(child)
+    }
+
+    fn note(&self, child: &Image, linkages: (Guid, Option<Guid>), record: Option<Record>) -> Result<()> {
+        layers::note(child, linkages, record)?;
+        self.tidy(child)
+    }
+
+    /// The live leaf stays in use: its log makes a change durable.
+    fn tidy(&self, child: &Image) -> Result<()> {
         match std::ptr::eq(&*self.chain.layer(0)?, child) {
             true => Ok(()),
             false => child.clean(),
@@ -419,25 +415,21 @@ impl<'a> Merge<'a> {
             keep: false,
             abandoned: 0,
         };
-        let note = |image: &Image, linkage2: Option<Guid>| {
-            let mut locator = locator_of(image)?;
-            let linkage = locator.linkage().unwrap_or(Guid::ZERO);
-            locator.set_linkage(linkage, linkage2);
-            Record::note(options.unlink.then_some(retired), &mut locator);
-            image.set_locator(&locator)
-        };
+        let retired = options.unlink.then_some(retired);
         if let (Some((lowest, between)), true) = (inner.split_last(), options.unlink) {
             for image in between {
-                note(image, image.linkage().and_then(|(_, linkage2)| linkage2))?;
+                // ORDER: each says that it may go before the top leads to it.
+                layers::note(image, layers::linkage_of(image)?, retired)?;
             }
             let next = between.first().unwrap_or(lowest);
             // Where the top is the leaf, it is the way to all that is to be removed, until it is.
             let record = Record {
                 stage: Stage::Copied,
                 layers: 1,
+                top: top.data_write_guid(),
                 leaf: true,
+                keep: false,
                 abandoned: inner.len(),
-                ..retired
             };
             self.point_to_target(top, Some(next.data_write_guid()), Some(record))?;
         } else if !options.unlink {
@@ -447,7 +439,7 @@ impl<'a> Merge<'a> {
         if let Some(lowest) = inner.last() {
             // ORDER: only then the lowest stops accepting the target, above which it would show what it never held; and
             // until then it says that all is copied.
-            note(lowest, None)?;
+            layers::note(lowest, (layers::linkage_of(lowest)?.0, None), retired)?;
         }
         for image in merged {
             image.clean()?;

@@ -8,7 +8,6 @@ use super::record::{Record, Stage};
 use super::{layer_at, merge, MergeReport};
 use crate::chain::Chain;
 use crate::error::Result;
-use crate::guid::Guid;
 use crate::image::Image;
 use crate::ops::layers;
 use crate::options::{MergeOptions, OpenOptions, ProgressFn};
@@ -155,10 +154,7 @@ fn tidy(chain: Chain, found: &Pending, options: &MergeOptions, progress: Progres
     }
     let chain = Chain::open(&path, &open)?;
     let child = layers::promote(&chain, found.top)?;
-    let mut locator = layers::locator_of(&child)?;
-    locator.set_linkage(locator.linkage().unwrap_or(Guid::ZERO), None);
-    Record::note(None, &mut locator);
-    child.set_locator(&locator)?;
+    layers::note(&child, (layers::linkage_of(&child)?.0, None), None)?;
     if found.top > 0 {
         layers::demote(&chain, &child)?;
     }

@@ -69,9 +69,7 @@ fn refresh(child: &TreeNode, parent: &TreeNode, options: &OpenOptions) -> Result
         )
         .with_hint("scan again"));
     }
-    let linkages = image
-        .linkage()
-        .ok_or_else(|| Error::new(ErrorKind::Bug, "a child without linkage"))?;
+    let linkages = layers::linkage_of(&image)?;
     layers::relink(options, &image, &parent.absolute, linkages)?;
     image.clean()
 }
