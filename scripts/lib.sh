@@ -46,6 +46,17 @@ need_rust() {
     . "$HOME/.cargo/env"
 }
 
+# need_cargo NAME: a program of cargo's, which PyPI has built; else it is built here.
+need_cargo() {
+    local tools=${CARGO_TARGET_DIR:-$PWD/target}/tools
+    PATH=$PATH:$tools/bin
+    command -v "cargo-$1" >/dev/null 2>&1 && return
+    say "installing cargo-$1"
+    need python3=python3-venv
+    { python3 -m venv "$tools" && "$tools/bin/pip" install --quiet "astral-dev-toolchain-cargo-$1"; } ||
+        cargo install --quiet --locked "cargo-$1"
+}
+
 # build_all DIRECTORY: configures, anew where programs or libraries came since, and builds.
 build_all() {
     local again=()
