@@ -124,6 +124,10 @@ impl Run<'_> {
             return closed;
         }
         self.disarm();
+        if matches!(self.fault, Some((.., FaultMode::FlushLoses))) {
+            // What the handle has in memory may be about bytes that are lost: only what is opened anew is sure.
+            return done;
+        }
         let found = windows(&chain).unwrap_or_else(|e| panic!("{}: still open: {}", self.what, e.chain_text()));
         // What a shrink cuts off may be gone already.
         let good = |leaf: &Vec<u8>| *leaf == found || found[8..].starts_with(&leaf[8..]);
@@ -202,6 +206,7 @@ impl Case {
             (FaultMode::Once, libc::EIO),
             (FaultMode::FromHere, libc::EIO),
             (FaultMode::Short, libc::ENOSPC),
+            (FaultMode::FlushLoses, libc::EIO),
         ] {
             for n in 1.. {
                 let what = format!("{}, call {n} {mode:?}", self.name);
@@ -221,7 +226,8 @@ impl Case {
                 let result = (self.job)(&first);
                 if !first.reached.get() {
                     result.unwrap_or_else(|e| panic!("{}: without a fault: {}", self.name, e.chain_text()));
-                    assert!(n > 10, "{} makes {n} calls only", self.name);
+                    let few = if mode == FaultMode::FlushLoses { 0 } else { 10 };
+                    assert!(n > few, "{} makes {n} calls only", self.name);
                     break;
                 }
                 failures += 1;

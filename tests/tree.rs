@@ -360,7 +360,7 @@ fn a_thousand_files_take_no_time() {
 fn every_failing_call_leaves_the_disks_as_they_were() {
     let (initial, disks) = moved(true);
     let mut failures = 0;
-    for mode in [FaultMode::Once, FaultMode::FromHere] {
+    for mode in [FaultMode::Once, FaultMode::FromHere, FaultMode::FlushLoses] {
         for n in 1.. {
             let memory = initial.snapshot();
             let faulty = FaultFileSystem::new(Arc::new(memory.clone()));

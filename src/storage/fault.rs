@@ -1,6 +1,7 @@
 //! Storage that fails on request: the N-th call, or that and every later one.
 
 use std::any::Any;
+use std::collections::HashMap;
 use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,9 @@ pub enum FaultMode {
     FromHere,
     /// A write leaves its first half; other calls as with [`FaultMode::Once`].
     Short,
+    /// Only flushes are counted. This one fails, and what the file was changed since the last is gone, as when the kernel
+    /// drops the pages that it could not write. The next flush succeeds.
+    FlushLoses,
 }
 
 #[derive(Debug)]
@@ -29,10 +33,21 @@ struct Plan {
     mode: FaultMode,
 }
 
+/// What a range of a file was before a change.
+#[derive(Debug)]
+struct Before {
+    len: u64,
+    at: u64,
+    bytes: Vec<u8>,
+}
+
 #[derive(Debug, Default)]
 struct State {
     calls: AtomicU64,
+    flushes: AtomicU64,
     plan: Mutex<Option<Plan>>,
+    /// With [`FaultMode::FlushLoses`]: the changes of each file since its last flush.
+    unflushed: Mutex<HashMap<FileId, Vec<Before>>>,
 }
 
 enum Verdict {
@@ -42,12 +57,20 @@ enum Verdict {
 }
 
 impl State {
+    fn counter(&self, mode: FaultMode) -> &AtomicU64 {
+        match mode {
+            FaultMode::FlushLoses => &self.flushes,
+            _ => &self.calls,
+        }
+    }
+
     fn judge(&self, changes: bool) -> Verdict {
         let call = self.calls.fetch_add(1, Ordering::Relaxed) + 1;
         let plan = self.plan.lock();
         let Some(plan) = &*plan else { return Verdict::Go };
         let error = io::Error::from_raw_os_error(plan.errno);
         match plan.mode {
+            FaultMode::FlushLoses => Verdict::Go,
             FaultMode::Short if call == plan.at => Verdict::Half(error),
             FaultMode::FromHere if call > plan.at && changes => Verdict::Fail(error),
             _ if call == plan.at => Verdict::Fail(error),
@@ -87,14 +110,14 @@ impl FaultFileSystem {
 
     /// Makes the call after `n - 1` more ones fail with `errno`.
     pub fn fail_in(&self, n: u64, errno: i32, mode: FaultMode) {
-        let at = self.calls() + n;
+        let at = self.state.counter(mode).load(Ordering::Relaxed) + n;
         *self.state.plan.lock() = Some(Plan { at, errno, mode });
     }
 
     /// Nothing fails any more. Whether the planned call was reached.
     pub fn disarm(&self) -> bool {
         let plan = self.state.plan.lock().take();
-        plan.is_some_and(|plan| self.calls() >= plan.at)
+        plan.is_some_and(|plan| self.state.counter(plan.mode).load(Ordering::Relaxed) >= plan.at)
     }
 
     fn wrap(&self, inner: Arc<dyn Storage>) -> Arc<dyn Storage> {
@@ -111,6 +134,42 @@ struct FaultStorage {
     state: Arc<State>,
 }
 
+impl FaultStorage {
+    /// Notes what a range is before it changes.
+    fn note(&self, at: u64, len: u64) -> io::Result<()> {
+        let loses = matches!(&*self.state.plan.lock(), Some(plan) if plan.mode == FaultMode::FlushLoses);
+        let (true, Some(id)) = (loses, self.inner.id()) else {
+            return Ok(());
+        };
+        let before = self.inner.len()?;
+        let mut bytes = vec![0; at.saturating_add(len).min(before).saturating_sub(at) as usize];
+        if !bytes.is_empty() {
+            self.inner.read_at(&mut bytes, at)?;
+        }
+        let change = Before { len: before, at, bytes };
+        self.state.unflushed.lock().entry(id).or_default().push(change);
+        Ok(())
+    }
+
+    /// Whether this flush is the one that fails; what it should have kept is lost then.
+    fn loses(&self) -> io::Result<()> {
+        let flush = self.state.flushes.fetch_add(1, Ordering::Relaxed) + 1;
+        let id = self.inner.id();
+        let since = id
+            .and_then(|id| self.state.unflushed.lock().remove(&id))
+            .unwrap_or_default();
+        let errno = match &*self.state.plan.lock() {
+            Some(plan) if plan.mode == FaultMode::FlushLoses && plan.at == flush => plan.errno,
+            _ => return Ok(()),
+        };
+        for before in since.iter().rev() {
+            self.inner.set_len(before.len)?;
+            self.inner.write_at(&before.bytes, before.at)?;
+        }
+        Err(io::Error::from_raw_os_error(errno))
+    }
+}
+
 impl Storage for FaultStorage {
     fn read_at(&self, buf: &mut [u8], file_offset: u64) -> io::Result<()> {
         self.state.check(false)?;
@@ -118,6 +177,7 @@ impl Storage for FaultStorage {
     }
 
     fn write_at(&self, buf: &[u8], file_offset: u64) -> io::Result<()> {
+        self.note(file_offset, buf.len() as u64)?;
         match self.state.judge(true) {
             Verdict::Go => self.inner.write_at(buf, file_offset),
             Verdict::Fail(error) => Err(error),
@@ -135,20 +195,24 @@ impl Storage for FaultStorage {
 
     fn set_len(&self, len: u64) -> io::Result<()> {
         self.state.check(true)?;
+        self.note(len, u64::MAX)?;
         self.inner.set_len(len)
     }
 
     fn flush(&self, barrier: Barrier) -> io::Result<()> {
         self.state.check(true)?;
+        self.loses()?;
         self.inner.flush(barrier)
     }
 
     fn zero_range(&self, file_offset: u64, len: u64) -> io::Result<()> {
         self.state.check(true)?;
+        self.note(file_offset, len)?;
         self.inner.zero_range(file_offset, len)
     }
 
     fn release_range(&self, file_offset: u64, len: u64) -> io::Result<()> {
+        self.note(file_offset, len)?;
         self.inner.release_range(file_offset, len)
     }
 
@@ -165,6 +229,7 @@ impl Storage for FaultStorage {
         method: CopyMethod,
     ) -> io::Result<()> {
         self.state.check(true)?;
+        self.note(file_offset, len)?;
         match source.as_any().downcast_ref::<FaultStorage>() {
             Some(source) => self
                 .inner
