@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::create::{child_of, publish};
+use super::layers::is_in_place;
 use crate::chain::{open, Chain};
 use crate::error::{Error, ErrorKind, PathContext, Result};
 use crate::image::Image;
@@ -63,6 +64,7 @@ pub(super) fn check_options(options: &CheckpointOptions) -> Result<()> {
 /// A child of `old` at `path`, durable, open for writing.
 pub(super) fn new_child(chain: &Chain, old: &Image, path: &Path, options: &CheckpointOptions) -> Result<Image> {
     let open_options = chain.options();
+    is_in_place(open_options, old)?;
     let mut new = child_of(old, path, open_options)?;
     if options.block_size != 0 {
         new.items.parameters.block_size = options.block_size;

@@ -223,6 +223,22 @@ fn replaced(image: &Image) -> Error {
     Error::new(ErrorKind::Io, "the file was replaced while it was open").with_path(image.name())
 }
 
+/// Refuses a file whose name is gone or another's: a child that names it as its parent would not find it, and who removes
+/// it by name would remove the other.
+pub(super) fn is_in_place(options: &OpenOptions, image: &Image) -> Result<()> {
+    match options.file_system.open(image.name(), Access::Read) {
+        Ok(named) => match same_file(options, (&*named, image.name()), (&**image.storage(), image.name())) {
+            true => Ok(()),
+            false => Err(replaced(image)),
+        },
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(Error::io("find the open file", e)
+            .with_path(image.name())
+            .with_hint("it was moved or removed while it was open: put it back")),
+        // Whoever was given a descriptor need not be allowed to open the file.
+        Err(_) => Ok(()),
+    }
+}
+
 /// Makes sure that nobody else uses a file that is about to be removed, and keeps others from it.
 pub(super) fn claim_for_removal(options: &OpenOptions, image: &Image) -> Result<()> {
     let named = open::storage(image.name(), Access::Read, options)?;
@@ -243,6 +259,8 @@ pub(super) fn remove(options: &OpenOptions, images: &[Arc<Image>], removed: &mut
         fs.sync_dir(&dir).context(|| "make the removal durable".into()).at(&dir)
     };
     for image in images {
+        // Whoever took its name meanwhile keeps it.
+        is_in_place(options, image)?;
         fs.remove(image.name())
             .context(|| "remove the file".into())
             .at(image.name())

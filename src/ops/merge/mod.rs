@@ -198,10 +198,11 @@ impl<'a> Merge<'a> {
             for layer in (top..base).filter(|&layer| layer > 0) {
                 merge.promote(layer)?;
             }
-            if top > 1 {
-                merge.promote(top - 1)?;
+            match top {
+                0 if options.unlink => layers::is_in_place(chain.options(), &layers[0]),
+                0 | 1 => Ok(()),
+                _ => merge.promote(top - 1).map(drop),
             }
-            Ok(())
         })();
         if opened.is_err() {
             merge.give_up();
