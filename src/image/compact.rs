@@ -242,7 +242,8 @@ impl Image {
         let writer = self.begin(WriteMode::File)?;
         let held = Held::default().bat(self, self.geometry().bitmap_index(chunk).0)?;
         let _room = self.reserve(writer, held.len())?;
-        // ORDER: the old place is not free before the image is opened anew: entries of the log may still name it (I5).
+        // The old place is free when the image is opened anew. No entry of the log names it: the log was empty before,
+        // and nobody changes bits meanwhile.
         self.change(writer, held)?.set_bitmap_block(chunk, entry);
         self.completed(writer);
         Ok(())

@@ -145,7 +145,10 @@ impl<'a> Fold<'a> {
             ..DeleteReport::default()
         };
         // ORDER: the child in the chain comes last: until then the layer is in the chain, and another run finishes.
-        let children: Vec<&Arc<Image>> = self.others.iter().chain([&layers[layer - 1]]).collect();
+        let mut children: Vec<&Arc<Image>> = self.others.iter().chain([&layers[layer - 1]]).collect();
+        if Order::ChainChildLast.is_forgotten() {
+            children.reverse();
+        }
         let images: Vec<&Image> = children.iter().map(|child| &***child).collect();
         let (old, new) = (&layers[layer..], &layers[layer + 1..]);
         let pace = Pace::new("the deletion", AGAIN, options.rate, progress);

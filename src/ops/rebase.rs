@@ -108,6 +108,10 @@ pub fn detach(chain: &Chain, options: &RebaseOptions, progress: ProgressFn<'_>) 
         Pace::new("the detach", AGAIN, options.rate, progress),
     );
     filler.prepare(&[&leaf])?;
+    if Order::CompletedBeforeBitmaps.is_forgotten() {
+        leaf.remove_bitmap_blocks()?;
+        leaf.commit()?;
+    }
     filler.fill(&leaf)?;
     filler.complete(&leaf)?;
     leaf.commit()?;
@@ -117,7 +121,8 @@ pub fn detach(chain: &Chain, options: &RebaseOptions, progress: ProgressFn<'_>) 
     filler.complete(&leaf)?;
     // Readers that still look for bits are to look again.
     chain.refresh();
-    // ORDER: no block is partly present before the bitmaps go, and none has a bitmap before the parent goes.
+    // ORDER: no block is partly present when the bitmaps go. They go before the parent does, as a disk without one may
+    // have none (MS-VHDX 2.5.1.2); that readers ignore them there.
     leaf.remove_bitmap_blocks()?;
     leaf.commit()?;
     leaf.remove_parent()?;

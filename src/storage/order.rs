@@ -26,8 +26,12 @@ pub enum Order {
     ChildrenBeforeRemoval,
     /// Delete: what a child gains is durable before it names another parent.
     FilledBeforeFold,
+    /// Delete: the child in the open chain leaves the layer last, so that another run finds the layer there.
+    ChainChildLast,
     /// Rebase: what the leaf gains is durable before it names the new parent.
     FilledBeforeRebase,
+    /// Detach: no block is partly present when the bitmaps go.
+    CompletedBeforeBitmaps,
     /// Merge: the child accepts both identities before the target takes the new one.
     AcceptedBeforeTaken,
     /// Merge: all is copied before the children are on the target.
@@ -36,10 +40,13 @@ pub enum Order {
     TopRemovedLast,
     /// Consume: the copies are durable before anything is taken from the merged layers.
     CopiedBeforeReleased,
+    /// Consume: a lower layer gives up a block before an upper one that hides it does.
+    LowestReleasedFirst,
     /// Repair: the undo file is durable under its name before the image changes.
     UndoNamedFirst,
 }
 
+#[cfg(feature = "test-support")]
 impl Order {
     /// Every order.
     pub const ALL: &'static [Order] = &[
@@ -53,11 +60,14 @@ impl Order {
         Order::RemovedInTurn,
         Order::ChildrenBeforeRemoval,
         Order::FilledBeforeFold,
+        Order::ChainChildLast,
         Order::FilledBeforeRebase,
+        Order::CompletedBeforeBitmaps,
         Order::AcceptedBeforeTaken,
         Order::CopiedBeforeRelink,
         Order::TopRemovedLast,
         Order::CopiedBeforeReleased,
+        Order::LowestReleasedFirst,
         Order::UndoNamedFirst,
     ];
 }

@@ -484,6 +484,9 @@ fn merge(layers: &[&str], top: usize, base: usize, mode: MergeMode) -> History {
     let chain = Chain::open(&path(newest), &open).unwrap();
     if top == 0 {
         history.write(&chain, 3 * MIB, pattern(0xB0, 4096));
+        // Hides what the lowest child holds.
+        history.write(&chain, 2 * MIB, pattern(0xB1, 8192));
+        history.flush(&chain);
     }
     let mut merge = MergeOptions::default();
     merge.mode = mode;

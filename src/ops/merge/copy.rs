@@ -317,7 +317,11 @@ impl<'a> Copier<'a> {
         }
         // ORDER: lowest layer first, each durable before the next: a block must not become transparent while a lower
         // one still holds older data.
-        for (i, image) in self.merged.iter().enumerate().rev() {
+        let mut lowest_first: Vec<_> = self.merged.iter().enumerate().rev().collect();
+        if Order::LowestReleasedFirst.is_forgotten() {
+            lowest_first.reverse();
+        }
+        for (i, image) in lowest_first {
             let geometry = *image.geometry();
             let first = from.div_ceil(geometry.block_size());
             let last = match to >= geometry.virtual_size() {
