@@ -437,7 +437,7 @@ impl World {
             return;
         }
         let key = &kind.keys()[input.below(kind.keys().len())];
-        if ["rate", "lock-timeout"].contains(&key.name) {
+        if ["rate", "lock-timeout-ms"].contains(&key.name) {
             // They say how long a call may take.
             let (name, value) = (Text::of(key.name), Text::of("0"));
             done(unsafe { avhdx_opts_set_str(opts, name.ptr(), value.ptr()) });

@@ -92,7 +92,8 @@ fn agree(chain: &Chain, fs: &MemoryFileSystem, (range, whole): &Window) {
 /// Writes everywhere; errors are fine.
 fn disturb(chain: &Chain) -> Result<(), Error> {
     let size = chain.size();
-    let mut first = chain.write(&[9; 5000], size / 2, false);
+    let middle = &[9; 5000][..5000.min((size - size / 2) as usize)];
+    let mut first = chain.write(middle, size / 2, false);
     first = first.and(chain.write(&[9; 512], size - 512, false));
     first = first.and(chain.zero(size / 3, (size / 3).min(MIB), ZeroFlags::default()));
     first = first.and(chain.discard(0, size.min(4 * MIB), false));
