@@ -64,4 +64,30 @@ for mode in auto consume; do
     check "nothing changed" cmp full/child.avhdx child.avhdx
     check "nothing changed" cmp full/base.vhdx base.vhdx
 done
+
+# Full to the last block: what needs room is refused, nothing is lost or left behind, and with room it works.
+volume 64
+"$avhdx" create full/base.vhdx --size 1G --block-size 1M
+head -c 8M /dev/urandom | "$avhdx" write full/base.vhdx --offset 0
+"$avhdx" checkpoint full/base.vhdx full/child.avhdx --block-size 1M
+"$avhdx" write full/child.avhdx --offset 1M --length 64K --pattern 0x11
+sum full/child.avhdx >before
+cat /dev/zero >full/filler 2>/dev/null
+sync full
+ls full >names
+refused "a write" "No space left" "$avhdx" write full/child.avhdx --offset 128M --length 8M --pattern 0x33
+refused "a checkpoint" "No space left" "$avhdx" checkpoint full/child.avhdx full/new.avhdx
+refused "a new disk" "No space left" "$avhdx" create full/other.vhdx --size 64M
+refused "a fixed disk" "" "$avhdx" create full/fixed.vhdx --size 64M --type fixed
+refused "a conversion" "" "$avhdx" convert full/child.avhdx full/out.vhdx
+refused "a merge" "are free" "$avhdx" merge full/child.avhdx --mode copy
+check "nothing is left behind" diff names <(ls full)
+for file in base.vhdx child.avhdx; do check "check: $file, full" "$avhdx" check "full/$file"; done
+rm full/filler
+"$avhdx" zero full/child.avhdx --offset 128M --length 8M
+sum full/child.avhdx >after
+check "what was there" cmp before after
+"$avhdx" write full/child.avhdx --offset 128M --length 8M --pattern 0x33
+check "with room" "$avhdx" checkpoint full/child.avhdx full/new.avhdx
+check "check: with room" "$avhdx" check full/child.avhdx
 report
