@@ -394,14 +394,22 @@ impl From<Defect> for Error {
     }
 }
 
+/// Makes an error out of the way: what is left is small enough to be part of its callers.
+#[cold]
+#[inline(never)]
+pub(crate) fn seldom(make: impl FnOnce() -> Error) -> Error {
+    make()
+}
+
 /// Adds the failed operation to an I/O result.
 pub(crate) trait IoContext<T> {
     fn context(self, operation: impl FnOnce() -> String) -> Result<T>;
 }
 
 impl<T> IoContext<T> for io::Result<T> {
+    #[inline]
     fn context(self, operation: impl FnOnce() -> String) -> Result<T> {
-        self.map_err(|e| Error::io(operation(), e))
+        self.map_err(|e| seldom(|| Error::io(operation(), e)))
     }
 }
 
@@ -411,7 +419,8 @@ pub(crate) trait PathContext<T> {
 }
 
 impl<T, E: Into<Error>> PathContext<T> for std::result::Result<T, E> {
+    #[inline]
     fn at(self, path: &Path) -> Result<T> {
-        self.map_err(|e| e.into().with_path(path))
+        self.map_err(|e| seldom(|| e.into().with_path(path)))
     }
 }

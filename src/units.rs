@@ -195,6 +195,11 @@ impl Geometry {
         block.0 << self.block_shift
     }
 
+    /// Bytes from the start of its block to virtual `offset`.
+    pub fn in_block(&self, offset: u64) -> u64 {
+        offset & (self.block_size().wrapping_sub(1))
+    }
+
     /// Bytes of `block` that lie on the virtual disk: less than a block for the last one.
     pub fn block_len(&self, block: BlockIndex) -> u64 {
         self.block_size()

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use avhdx::ops::{self, CheckOptions};
 use avhdx::options::{CheckpointOptions, CreateOptions, MergeMode, MergeOptions, OpenOptions, ZeroFlags};
 use avhdx::storage::MemoryFileSystem;
-use avhdx::Chain;
+use avhdx::{Chain, ExtentState, Scope};
 
 const THREADS: u64 = 4;
 /// Places on the disk, each with BAT and bitmap pages of its own.
@@ -100,4 +100,75 @@ fn pages_that_come_and_go_lose_nothing() {
     ops::merge(&chain, 0, 1, &merge, &mut |_| true).unwrap();
     verify(&chain);
     chain.close().unwrap();
+}
+
+/// What nobody holds is found in one piece, and what somebody holds is found: pages of the BAT in memory and in the file,
+/// newer in memory, all zero, holes; layers of different block sizes; at any boundary.
+#[test]
+fn holes_of_a_chain_are_whole() {
+    const MIB: u64 = 1 << 20;
+    let dir = tempfile::tempdir().unwrap();
+    let memory = OpenOptions::new().on(Arc::new(MemoryFileSystem::new()));
+    for (open, dir) in [(memory, Path::new("/")), (OpenOptions::new(), dir.path())] {
+        for seed in 1..6 {
+            let mut state = seed;
+            let mut open = open.clone();
+            open.meta_cache_size = [0, 32 * MIB][seed as usize % 2];
+            let path = |name: &str| dir.join(format!("{seed}-{name}"));
+            let mut create = CreateOptions::default();
+            // Not a whole number of blocks, or of pages of the BAT.
+            create.size = [3 << 40, (5 << 30) + 512, 64 << 40][seed as usize % 3];
+            create.block_size = [1 << 20, 2 << 20][seed as usize % 2];
+            create.open = open.clone();
+            ops::create(&path("base.vhdx"), &create).unwrap();
+            let chain = Chain::open(&path("base.vhdx"), &open).unwrap();
+            let mut written = std::collections::BTreeSet::new();
+            for layer in 0..3 {
+                for n in 0..12 {
+                    let limit = create.size / MIB;
+                    let mib = match n % 3 {
+                        // Some in a row, some at ends of pages, some anywhere.
+                        0 => (random(&mut state) % 3 * 511 + n) % limit,
+                        1 => random(&mut state) % (limit / 512) * 512,
+                        _ => random(&mut state) % limit,
+                    };
+                    chain.write(&[1; 512], mib * MIB, false).unwrap();
+                    written.insert(mib * MIB);
+                }
+                if layer == 1 {
+                    // From here on pages come from the file, and later changes are in memory alone.
+                    chain.flush().unwrap();
+                }
+                if layer < 2 {
+                    let mut checkpoint = CheckpointOptions::default();
+                    checkpoint.block_size = [4 << 20, 1 << 20][layer];
+                    ops::checkpoint(&chain, &path(&format!("{layer}.avhdx")), &checkpoint).unwrap();
+                }
+            }
+            let mut extents = Vec::new();
+            let covered = chain
+                .block_status(0, create.size, Scope::Chain, usize::MAX, &mut extents)
+                .unwrap();
+            assert_eq!(covered, create.size);
+            let holds = |at: u64| {
+                let i = extents.partition_point(|extent| extent.offset <= at) - 1;
+                extents[i].state == ExtentState::Data
+            };
+            for &at in &written {
+                assert!(holds(at), "{at:#x} was written");
+            }
+            // The base has whole blocks, the children have sectors.
+            let data: u64 = extents
+                .iter()
+                .filter(|e| e.state == ExtentState::Data)
+                .map(|e| e.length)
+                .sum();
+            assert!(
+                data <= 12 * u64::from(create.block_size) + 24 * 512,
+                "{data} bytes of data"
+            );
+            assert!(extents.len() <= 4 * written.len() + 1, "{} extents", extents.len());
+            chain.close().unwrap();
+        }
+    }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::snapshot::Snapshot;
 use super::Chain;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{seldom, Error, ErrorKind, Result};
 use crate::image::payload::Payload;
 use crate::image::Image;
 use crate::options::{CacheMode, ZeroFlags};
@@ -73,17 +73,33 @@ impl Chain {
     /// Reads `buf.len()` bytes at `offset`; both in bytes, any alignment. The whole range or an error. A range that
     /// leaves the disk is `Range`, and `buf` is untouched.
     pub fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.read_stable(|| {
-            let snapshot = self.snapshot.load();
-            check_range(offset, buf.len() as u64, snapshot.leaf().virtual_size())?;
-            snapshot.read(&mut *buf, offset)?;
-            if snapshot.map.is_full() {
-                // It takes more memory than it may: begin a fresh one, unless somebody changed the layers meanwhile.
-                let fresh = Arc::new(Snapshot::new(snapshot.layers.clone(), &self.shared));
-                self.snapshot.compare_and_swap(&*snapshot, fresh);
-            }
-            Ok(())
-        })
+        match self.shared.reuse.unchanged(|| self.read_once(buf, offset)) {
+            Some(result) => result,
+            None => self.read_again(buf, offset),
+        }
+    }
+
+    #[inline(always)]
+    fn read_once(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        let snapshot = self.snapshot.load();
+        check_range(offset, buf.len() as u64, snapshot.leaf().virtual_size())?;
+        snapshot.read(buf, offset)?;
+        if snapshot.map.is_full() {
+            self.renew(&snapshot);
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn read_again(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.read_stable(|| self.read_once(buf, offset))
+    }
+
+    /// The map takes more memory than it may: begins a fresh one, unless somebody changed the layers meanwhile.
+    #[cold]
+    fn renew(&self, snapshot: &Arc<Snapshot>) {
+        let fresh = Arc::new(Snapshot::new(snapshot.layers.clone(), &self.shared));
+        self.snapshot.compare_and_swap(snapshot, fresh);
     }
 
     /// Reads the disk as of a layer: what it was when the layer's child was made. Range as in [`Chain::read`], against
@@ -185,23 +201,24 @@ impl Chain {
 
     fn change(&self, offset: u64, len: u64, fua: bool, change: impl FnOnce(&Image) -> Result<()>) -> Result<()> {
         self.check_writable()?;
-        let leaf = {
-            let _writing = self.gate.read();
-            let leaf = self.snapshot.load().leaf().clone();
+        let snapshot = {
+            let watch = self.gate.read();
+            let snapshot = self.snapshot.load();
+            let leaf = snapshot.leaf();
             check_range(offset, len, leaf.virtual_size())?;
             if len == 0 {
                 return Ok(());
             }
-            let result = change(&leaf).map_err(|e| e.with_layer(0));
-            if let Some(watch) = &*self.watch.load() {
+            let result = change(leaf);
+            if let Some(watch) = &*watch {
                 // Also after a failure: part of it may have been written.
                 watch.mark(offset, len);
             }
-            result?;
-            leaf
+            result.map_err(|e| seldom(|| e.with_layer(0)))?;
+            snapshot
         };
         match fua || self.shared.cache == CacheMode::Writethrough {
-            true => leaf.commit(),
+            true => snapshot.leaf().commit(),
             false => Ok(()),
         }
     }
@@ -215,12 +232,11 @@ impl Chain {
 }
 
 fn check_range(offset: u64, len: u64, size: u64) -> Result<()> {
-    if offset.checked_add(len).is_none_or(|end| end > size) {
-        return Err(Error::new(
-            ErrorKind::Range,
-            format!("{len} bytes at offset {offset} are not all inside the disk of {size} bytes"),
-        )
-        .with_offset(offset));
+    match offset.checked_add(len) {
+        Some(end) if end <= size => Ok(()),
+        _ => Err(seldom(|| {
+            let message = format!("{len} bytes at offset {offset} are not all inside the disk of {size} bytes");
+            Error::new(ErrorKind::Range, message).with_offset(offset)
+        })),
     }
-    Ok(())
 }

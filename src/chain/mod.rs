@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
-use arc_swap::{ArcSwap, ArcSwapOption};
+use arc_swap::ArcSwap;
 use parking_lot::{Mutex, RwLock};
 
 use crate::error::{Error, ErrorKind, Result};
@@ -45,16 +45,14 @@ pub use types::{ChainInfo, Extent, ExtentState, LayerInfo, Limits, Probe, Scope}
 #[derive(Debug)]
 pub struct Chain {
     snapshot: ArcSwap<Snapshot>,
-    /// Shared: a write in flight. Exclusive: none.
-    gate: RwLock<()>,
+    /// Shared: a write in flight. Exclusive: none. During a merge of the leaf: its blocks written meanwhile.
+    gate: RwLock<Option<Arc<data::Watch>>>,
     /// One change of layers at a time.
     pub(crate) control: Mutex<()>,
     shared: Shared,
     options: OpenOptions,
     read_only: bool,
     pending_merge: AtomicBool,
-    /// Blocks of the leaf written during a merge of it.
-    watch: ArcSwapOption<data::Watch>,
 }
 
 impl Chain {
@@ -100,13 +98,12 @@ impl Chain {
         let read_only = options.read_only || incomplete || !leaf.is_writable();
         Chain {
             snapshot: ArcSwap::from_pointee(Snapshot::new(opened.layers, &shared)),
-            gate: RwLock::new(()),
+            gate: RwLock::new(None),
             control: Mutex::new(()),
             shared,
             options: options.clone(),
             read_only,
             pending_merge: AtomicBool::new(opened.pending_merge),
-            watch: ArcSwapOption::empty(),
         }
     }
 
@@ -254,7 +251,7 @@ impl Chain {
         self.switch(layers);
     }
 
-    pub(crate) fn gate(&self) -> &RwLock<()> {
+    pub(crate) fn gate(&self) -> &RwLock<Option<Arc<data::Watch>>> {
         &self.gate
     }
 
@@ -273,12 +270,12 @@ impl Chain {
     /// From now until [`Chain::unwatch`], writes to the leaf are recorded.
     pub(crate) fn start_watch(&self) -> Arc<data::Watch> {
         let watch = Arc::new(data::Watch::new(self.current().leaf().geometry()));
-        self.watch.store(Some(watch.clone()));
+        *self.gate.write() = Some(watch.clone());
         watch
     }
 
     pub(crate) fn unwatch(&self) {
-        self.watch.store(None);
+        *self.gate.write() = None;
     }
 
     pub(crate) fn check_writable(&self) -> Result<()> {

@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use super::map::{Below, CompositeMap};
-use crate::error::{IoContext, PathContext, Result};
+use crate::error::{seldom, IoContext, PathContext, Result};
 use crate::format::bat::PayloadState;
 use crate::image::lookup::Source;
 use crate::image::{Image, Shared};
+use crate::units::MIB;
 
 /// An immutable list of layers, leaf first, and what is known about the ones below the leaf. Replaced as a whole when
 /// layers change; requests in flight finish on the one they began with.
@@ -28,7 +29,7 @@ impl Snapshot {
     pub(crate) fn new(layers: Vec<Arc<Image>>, shared: &Shared) -> Self {
         let size = layers.first().map_or(0, |leaf| leaf.virtual_size());
         let below = layers.get(1..).unwrap_or_default();
-        let map = CompositeMap::new(size, below, shared.budget.clone());
+        let map = CompositeMap::new(size, below, shared.pool.clone());
         Snapshot { layers, map }
     }
 
@@ -37,6 +38,7 @@ impl Snapshot {
     }
 
     /// Where the first bytes of a range come from, and how many of them share it.
+    #[inline(always)]
     fn resolve(&self, offset: u64, len: u64) -> Result<(u64, Below)> {
         let leaf = self.leaf();
         let found = leaf.lookup(offset, len).at(leaf.name())?;
@@ -48,8 +50,16 @@ impl Snapshot {
     }
 
     /// Reads the disk. The range is inside it. One read per run that is contiguous in a file; no allocation.
+    #[inline]
     pub(crate) fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-        self.read_runs(buf, offset, |offset, len| self.resolve(offset, len))
+        if buf.is_empty() {
+            return Ok(());
+        }
+        let (len, below) = self.resolve(offset, buf.len() as u64)?;
+        match len == buf.len() as u64 {
+            true => self.read_run(buf, below),
+            false => self.read_runs(buf, offset, |offset, len| self.resolve(offset, len)),
+        }
     }
 
     /// Reads the disk as of `layer`. Bytes behind the end of that layer are the caller's to exclude.
@@ -70,6 +80,24 @@ impl Snapshot {
                 },
             ))
         })
+    }
+
+    /// Reads what lies in sequence.
+    #[inline]
+    fn read_run(&self, buf: &mut [u8], below: Below) -> Result<()> {
+        match below {
+            Below::Zero => buf.fill(0),
+            Below::Data { layer, file_offset } => {
+                let image = &self.layers[layer];
+                image
+                    .view()
+                    .read_at(buf, file_offset)
+                    .context(|| format!("read {} bytes at file offset {file_offset:#x}", buf.len()))
+                    .at(image.name())
+                    .map_err(|e| seldom(|| e.with_layer(layer)))?;
+            }
+        }
+        Ok(())
     }
 
     fn read_runs(
@@ -106,18 +134,7 @@ impl Snapshot {
                 len += more;
             }
             let (part, rest) = buf.split_at_mut(len as usize);
-            match below {
-                Below::Zero => part.fill(0),
-                Below::Data { layer, file_offset } => {
-                    let image = &self.layers[layer];
-                    image
-                        .view()
-                        .read_at(part, file_offset)
-                        .context(|| format!("read {len} bytes at file offset {file_offset:#x}"))
-                        .at(image.name())
-                        .map_err(|e| e.with_layer(layer))?;
-                }
-            }
+            self.read_run(part, below)?;
             buf = rest;
             at += len;
         }
@@ -148,6 +165,32 @@ pub(crate) fn walk(layers: &[Arc<Image>], from: usize, offset: u64, max: u64) ->
                 source: found.source,
             });
         }
+    }
+    // Nobody has it: most disks are mostly that, so as much of it at once as is known at little cost. What is looked at
+    // ahead doubles, so that it is in proportion to what comes of it.
+    let mut ahead = MIB << 6;
+    while len < max {
+        let (at, most) = (offset + len, ahead.min(max - len));
+        let absent = layers
+            .iter()
+            .enumerate()
+            .skip(from)
+            .rev()
+            .try_fold(most, |most, (layer, image)| {
+                let inside = most.min(image.virtual_size().saturating_sub(at));
+                match image.geometry().in_block(at) {
+                    0 => image
+                        .absent(at, inside)
+                        .at(image.name())
+                        .map_err(|e| e.with_layer(layer)),
+                    _ => Ok(0),
+                }
+            })?;
+        len += absent;
+        if absent < most {
+            break;
+        }
+        ahead *= 2;
     }
     Ok(Walk {
         len,

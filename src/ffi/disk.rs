@@ -89,18 +89,26 @@ fn dead() -> Error {
 ///
 /// # Safety
 /// `disk` is NULL or an open disk that is not closed before the call ends.
+#[inline]
 pub(super) unsafe fn on_disk<T>(disk: *const avhdx_disk, body: impl FnOnce(&avhdx_disk) -> Result<T>) -> Result<T> {
     // SAFETY: the caller's promise is that of `borrow`; all changes behind it are by shared mutability.
     let disk = unsafe { borrow(disk, "disk") }?;
     if disk.dead.load(Ordering::Relaxed) {
         return Err(dead());
     }
-    match catch(|| body(disk)) {
-        Ok(result) => result,
-        Err(bug) => {
-            disk.dead.store(true, Ordering::Relaxed);
-            Err(bug)
-        }
+    // Dropped by a panic alone, on its way to the guard around every call.
+    let unless_done = Dies(&disk.dead);
+    let result = body(disk);
+    std::mem::forget(unless_done);
+    result
+}
+
+/// Marks a disk as dead when dropped.
+struct Dies<'a>(&'a AtomicBool);
+
+impl Drop for Dies<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
 }
 

@@ -47,6 +47,7 @@ impl<T> Failure for *const T {
 
 /// Runs the body of an exported function. A failure becomes the thread's last error and the function's failure value;
 /// nothing unwinds past here.
+#[inline]
 pub(super) fn guard<T: Failure>(body: impl FnOnce() -> Result<T>) -> T {
     let error = match catch(body) {
         Ok(Ok(value)) => return value,
@@ -66,11 +67,15 @@ thread_local! {
 }
 
 /// Runs `body`; the outer error is a panic, as `Bug`.
+#[inline]
 pub(super) fn catch<T>(body: impl FnOnce() -> T) -> Result<T> {
     install_hook();
-    let _ = DEPTH.try_with(|depth| depth.set(depth.get() + 1));
-    let result = catch_unwind(AssertUnwindSafe(body));
-    let _ = DEPTH.try_with(|depth| depth.set(depth.get() - 1));
+    let result = DEPTH.with(|depth| {
+        depth.set(depth.get() + 1);
+        let result = catch_unwind(AssertUnwindSafe(body));
+        depth.set(depth.get() - 1);
+        result
+    });
     result.map_err(|payload| {
         // Dropping what was thrown may throw again; it is a message and small.
         std::mem::forget(payload);

@@ -99,6 +99,21 @@ impl PayloadEntry {
         }
     }
 
+    /// Decodes a word that [`PayloadEntry::decode`] accepts; another one as a block that is not present.
+    #[inline]
+    pub fn decode_valid(raw: u64) -> Self {
+        let offset = raw & !(MIB.wrapping_sub(1));
+        let (state, file_offset) = match raw & 7 {
+            1 => (PayloadState::Undefined, offset),
+            2 => (PayloadState::Zero, 0),
+            3 => (PayloadState::Unmapped, offset),
+            6 => (PayloadState::FullyPresent, offset),
+            7 => (PayloadState::PartiallyPresent, offset),
+            _ => (PayloadState::NotPresent, 0),
+        };
+        PayloadEntry { state, file_offset }
+    }
+
     /// The word of the BAT.
     pub fn encode(&self) -> u64 {
         self.state.code() | self.file_offset
@@ -164,6 +179,15 @@ mod tests {
     fn states_without_a_place_ignore_the_offset_and_anchors_keep_it() {
         for (code, kept) in [(0, 0), (1, MIB), (2, 0), (3, MIB)] {
             assert_eq!(PayloadEntry::decode(MIB | code, false).unwrap().file_offset, kept);
+        }
+    }
+
+    #[test]
+    fn valid_words_are_decoded_the_same_without_looking_for_defects() {
+        for raw in (0..8).flat_map(|code| [code, (3 * MIB) | code, limits::MAX_FILE_LEN | code]) {
+            if let Ok(entry) = PayloadEntry::decode(raw, true) {
+                assert_eq!(PayloadEntry::decode_valid(raw), entry, "{raw:#x}");
+            }
         }
     }
 

@@ -225,19 +225,35 @@ impl Image {
 
     /// Announces in the headers what is about to change, once per open.
     pub(crate) fn ensure_mode(&self, mode: WriteMode) -> Result<()> {
-        if self.header.lock().mode >= mode {
-            return Ok(());
+        match self.mode() >= mode {
+            true => Ok(()),
+            false => self.update_header(mode, |_| ()),
         }
-        self.update_header(mode, |_| ())
+    }
+
+    /// What the headers announce.
+    #[inline]
+    pub(crate) fn mode(&self) -> WriteMode {
+        match self.mode.load(Ordering::Acquire) {
+            0 => WriteMode::None,
+            1 => WriteMode::File,
+            _ => WriteMode::Data,
+        }
+    }
+
+    /// Says what the headers announce. Nobody writes meanwhile.
+    pub(super) fn set_mode(&self, mode: WriteMode) {
+        let _headers = self.header.lock();
+        self.mode.store(mode as u8, Ordering::Release);
     }
 
     /// Updates both headers; an announcement that `mode` asks for and that was not made in this open is made along.
     pub(crate) fn update_header(&self, mode: WriteMode, change: impl FnOnce(&mut Header)) -> Result<()> {
         let writer = self.writer()?;
-        let mut state = self.header.lock();
-        let before = state.mode;
+        let mut current = self.header.lock();
+        let before = self.mode();
         // ORDER: durable before the first write it announces (I1).
-        let updated = headers::update(&*self.storage, &mut state.current, |header| {
+        let updated = headers::update(&*self.storage, &mut current, |header| {
             if before < WriteMode::File && mode >= WriteMode::File {
                 header.file_write_guid = Guid::random();
             }
@@ -247,7 +263,7 @@ impl Image {
             change(header);
         });
         updated.map_err(|error| writer.poison(error))?;
-        state.mode = before.max(mode);
+        self.mode.store(before.max(mode) as u8, Ordering::Release);
         Ok(())
     }
 
@@ -283,7 +299,7 @@ impl Image {
             self.update_header(WriteMode::File, |header| header.log_guid = Guid::ZERO)?;
             state.ring = None;
         }
-        self.header.lock().mode = WriteMode::None;
+        self.set_mode(WriteMode::None);
         self.truncate(writer)
     }
 

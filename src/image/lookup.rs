@@ -36,12 +36,13 @@ pub(crate) struct Lookup {
 
 impl Image {
     /// The source of the bytes at `offset` and of as many after it as share it, at most `max` and never beyond the
-    /// block. `offset` is inside the disk and `max` not 0. No lock and no I/O once the pages needed are resident.
+    /// block. The range is inside the disk and not empty. No lock and no I/O once the pages needed are resident.
+    #[inline(always)]
     pub(crate) fn lookup(&self, offset: u64, max: u64) -> Result<Lookup> {
         let geometry = self.geometry();
         let block = geometry.block_of(offset);
-        let in_block = offset - geometry.block_start(block);
-        let len = max.min(geometry.block_len(block) - in_block);
+        let in_block = geometry.in_block(offset);
+        let len = max.min(geometry.block_size() - in_block);
         let entry = self.payload(block)?;
         let source = match entry.state {
             PayloadState::FullyPresent => Source::Data {
@@ -52,6 +53,43 @@ impl Image {
             state => Source::Zero(state),
         };
         Ok(Lookup { len, source })
+    }
+
+    /// How many bytes from the start of a block on, at most `max`, are in blocks that are not present. Where the BAT is a
+    /// hole of the file, that takes one question; elsewhere its pages come in.
+    pub(crate) fn absent(&self, offset: u64, max: u64) -> Result<u64> {
+        let geometry = self.geometry();
+        let bat = self.regions.bat().offset;
+        let (mut at, end) = (offset, offset + max);
+        while at < end {
+            let block = geometry.block_of(at);
+            let index = geometry.payload_index(block);
+            if index.0 % PAGE_WORDS == 0 {
+                // Pages in memory may be newer than the file; the others are what it says.
+                let (first, last) = (index.0 / PAGE_WORDS, geometry.bat_entries() / PAGE_WORDS);
+                let there = self.bat.next_resident(first, last) * PAGE_BYTES as u64;
+                let from = first * PAGE_BYTES as u64;
+                let data = match from < there {
+                    true => self.view.next_data(bat + from, bat + there),
+                    false => Ok(Some(bat + from..bat + from)),
+                };
+                let hole = data.context(|| "look for data in the BAT".into())?;
+                let known = hole.map_or(there, |data| data.start.saturating_sub(bat)) / 8;
+                if known > index.0 {
+                    let next = match geometry.slot(BatIndex(known)) {
+                        BatSlot::Payload(block) => block,
+                        BatSlot::Bitmap(chunk) => BlockIndex((chunk.0 + 1) * geometry.chunk_ratio()),
+                    };
+                    at = geometry.block_start(next).min(end);
+                    continue;
+                }
+            }
+            if self.payload(block)?.state != PayloadState::NotPresent {
+                break;
+            }
+            at = (geometry.block_start(block) + geometry.block_size()).min(end);
+        }
+        Ok(at - offset)
     }
 
     fn lookup_bits(&self, entry: PayloadEntry, block: BlockIndex, offset: u64, max: u64) -> Result<Lookup> {
@@ -72,10 +110,22 @@ impl Image {
     }
 
     /// The entry of `block`, valid for this disk and this file.
+    #[inline(always)]
     pub(crate) fn payload(&self, block: BlockIndex) -> Result<PayloadEntry> {
         let index = self.geometry().payload_index(block);
+        match self.bat.peek_checked(index.0) {
+            Some((raw, true)) => Ok(PayloadEntry::decode_valid(raw)),
+            _ => self.first_payload(block, index),
+        }
+    }
+
+    /// The same for an entry that was not looked at since its page came in.
+    #[cold]
+    fn first_payload(&self, block: BlockIndex, index: BatIndex) -> Result<PayloadEntry> {
         let raw = self.bat_word(index)?;
-        self.check_payload(block, raw)
+        let entry = self.check_payload(block, raw)?;
+        self.bat.set_checked(index.0);
+        Ok(entry)
     }
 
     /// Decodes and checks a payload entry.
@@ -136,6 +186,7 @@ impl Image {
     }
 
     /// A word of the BAT.
+    #[inline]
     pub(crate) fn bat_word(&self, index: BatIndex) -> Result<u64> {
         if let Some(word) = self.bat.peek(index.0) {
             return Ok(word);
@@ -146,14 +197,15 @@ impl Image {
 
     /// A page of the BAT.
     pub(crate) fn bat_page(&self, page: u64) -> Result<Arc<Page>> {
-        let found = self.bat.page(page, || {
-            self.read_page(self.regions.bat().offset + page * PAGE_BYTES as u64)
+        let found = self.bat.page(page, |into| {
+            self.read_page(into, self.regions.bat().offset + page * PAGE_BYTES as u64)
         });
         self.relieve();
         found
     }
 
     /// Word `word` (of 64 sectors) of the sector bitmap of `chunk`.
+    #[inline]
     pub(crate) fn bitmap_word(&self, chunk: ChunkIndex, word: u64) -> Result<u64> {
         let index = chunk.0 * BITMAP_WORDS + word;
         if let Some(word) = self.bitmaps.peek(index) {
@@ -167,7 +219,7 @@ impl Image {
     pub(crate) fn bitmap_page(&self, page: u64) -> Result<Arc<Page>> {
         let found = self
             .bitmaps
-            .page(page, || self.read_page(self.bitmap_page_offset(page)?));
+            .page(page, |into| self.read_page(into, self.bitmap_page_offset(page)?));
         self.relieve();
         found
     }
@@ -190,12 +242,13 @@ impl Image {
         Ok(entry.file_offset + page % BITMAP_PAGES * PAGE_BYTES as u64)
     }
 
-    fn read_page(&self, file_offset: u64) -> Result<Page> {
+    fn read_page(&self, page: &Page, file_offset: u64) -> Result<()> {
         let mut bytes = [0; PAGE_BYTES];
         self.view
             .read_at(&mut bytes, file_offset)
             .context(|| format!("read metadata at file offset {file_offset:#x}"))?;
-        Ok(Page::from_bytes(&bytes))
+        page.fill(&bytes);
+        Ok(())
     }
 
     /// Lets go of pages when the chain holds more than it may.

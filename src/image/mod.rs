@@ -31,6 +31,7 @@ pub(crate) mod lookup;
 mod models;
 pub(crate) mod paged;
 pub(crate) mod payload;
+mod pool;
 pub(crate) mod restructure;
 pub(crate) mod reuse;
 pub(crate) mod space;
@@ -38,7 +39,7 @@ pub(crate) mod turns;
 pub(crate) mod write;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicU8, Ordering};
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -54,7 +55,7 @@ use crate::storage::{LockMode, Storage};
 use crate::units::Geometry;
 
 use front::Front;
-use paged::{Budget, PagedTable, PAGE_WORDS};
+use paged::{PagedTable, Pool, PAGE_WORDS};
 use reuse::Reuse;
 use write::Writer;
 
@@ -62,7 +63,7 @@ use write::Writer;
 #[derive(Debug, Clone)]
 pub(crate) struct Shared {
     /// Memory for metadata pages.
-    pub(crate) budget: Arc<Budget>,
+    pub(crate) pool: Arc<Pool>,
     /// Space that gets another owner.
     pub(crate) reuse: Arc<Reuse>,
     /// When writes become durable.
@@ -70,9 +71,9 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(budget: u64, cache: CacheMode) -> Self {
+    pub(crate) fn new(limit: u64, cache: CacheMode) -> Self {
         Shared {
-            budget: Budget::new(budget),
+            pool: Pool::new(limit),
             reuse: Arc::new(Reuse::new()),
             cache,
         }
@@ -88,13 +89,6 @@ pub(crate) enum WriteMode {
     File,
     /// DataWriteGuid too: what the disk reads as may change.
     Data,
-}
-
-/// The headers as they are on disk, and what they announce.
-#[derive(Debug)]
-pub(crate) struct HeaderState {
-    pub(crate) current: Current,
-    pub(crate) mode: WriteMode,
 }
 
 /// The metadata region: which items are where, and the known ones.
@@ -119,7 +113,10 @@ pub(crate) struct Image {
     file_len: AtomicU64,
     /// Offset and length of the log. A file without one is given one by its first commit.
     log_place: (AtomicU64, AtomicU64),
-    header: Mutex<HeaderState>,
+    /// The headers as they are on disk.
+    header: Mutex<Current>,
+    /// What they announce, a [`WriteMode`]. Changes with the headers locked.
+    mode: AtomicU8,
     bat: PagedTable,
     bitmaps: PagedTable,
     shared: Shared,
@@ -168,12 +165,10 @@ impl Image {
                 AtomicU64::new(front.current.header.log_offset),
                 AtomicU64::new(u64::from(front.current.header.log_length)),
             ),
-            header: Mutex::new(HeaderState {
-                current: front.current,
-                mode: WriteMode::None,
-            }),
-            bat: PagedTable::new(geometry.bat_entries().div_ceil(PAGE_WORDS), shared.budget.clone()),
-            bitmaps: PagedTable::new(bitmap_pages, shared.budget.clone()),
+            header: Mutex::new(front.current),
+            mode: AtomicU8::new(WriteMode::None as u8),
+            bat: PagedTable::new(geometry.bat_entries().div_ceil(PAGE_WORDS), shared.pool.clone()),
+            bitmaps: PagedTable::new(bitmap_pages, shared.pool.clone()),
             shared: shared.clone(),
             writer,
         }
@@ -223,7 +218,7 @@ impl Image {
     }
 
     pub(crate) fn header(&self) -> crate::format::header::Header {
-        self.header.lock().current.header
+        self.header.lock().header
     }
 
     /// Identity of what the disk reads as.

@@ -1,6 +1,6 @@
 //! The protocols between threads, each in all its interleavings: `scripts/models`.
 //!
-//! The code under test is that of `claims`, `turns` and `reuse`; what they protect is replaced by words. Where loom would
+//! The code under test is that of `claims`, `turns`, `reuse` and `pool`; what they protect is replaced by words. Where loom would
 //! not notice a missing order because it hands out the newest value, the word is `Relaxed`.
 
 use loom::sync::atomic::{AtomicU64, Ordering::*};
@@ -8,9 +8,10 @@ use loom::sync::Arc;
 use loom::thread;
 
 use super::claims::Claims;
+use super::pool::Slot;
 use super::reuse::Reuse;
 use super::turns::Turns;
-use crate::sync::{Mutex, RwLock};
+use crate::sync::{fence, Mutex, RwLock};
 use crate::units::BlockIndex;
 
 fn model(threads: impl Fn() + Send + Sync + 'static) {
@@ -202,6 +203,70 @@ fn a_moved_block_reads_the_same() {
             assert_eq!(found, 5);
         }
         mover.join().unwrap();
+    });
+}
+
+// ---- frames ----
+
+/// A word of a page, looked at without holding the frame, is that page's, though the frame goes to another page.
+#[test]
+fn a_word_is_that_of_its_page() {
+    model(|| {
+        let (slot, word) = (Arc::new(Slot::empty()), Arc::new(AtomicU64::new(7)));
+        slot.set(0, 1);
+        let other = {
+            let (slot, word) = (slot.clone(), word.clone());
+            thread::spawn(move || {
+                assert!(slot.clear_unless(|| false));
+                // As Page::clear does.
+                fence(Release);
+                word.store(8, Relaxed);
+                // And back, in the same frame.
+                fence(Release);
+                word.store(7, Relaxed);
+                slot.set(0, 2);
+            })
+        };
+        for _ in 0..2 {
+            if let Some(found) = slot.read(|_| word.load(Acquire)) {
+                assert_eq!(found, 7, "the word of another page");
+            }
+        }
+        other.join().unwrap();
+        assert_eq!(slot.read(|_| word.load(Relaxed)), Some(7));
+    });
+}
+
+/// A frame that somebody holds does not go to another page.
+#[test]
+fn a_held_frame_stays() {
+    model(|| {
+        let (slot, holders) = (Arc::new(Slot::empty()), Arc::new(AtomicU64::new(0)));
+        let word = Arc::new(AtomicU64::new(7));
+        slot.set(0, 1);
+        let other = {
+            let (slot, holders, word) = (slot.clone(), holders.clone(), word.clone());
+            thread::spawn(move || {
+                if slot.clear_unless(|| holders.load(Relaxed) > 0) {
+                    word.store(8, Relaxed);
+                }
+            })
+        };
+        let held = slot.read(|_| {
+            holders.fetch_add(1, Relaxed);
+            fence(SeqCst);
+        });
+        if held.is_some() {
+            assert_eq!(word.load(Relaxed), 7, "the frame went while it was held");
+        }
+        other.join().unwrap();
+        if held.is_some() {
+            assert_eq!(
+                (slot.frame(), word.load(Relaxed)),
+                (Some(0), 7),
+                "the frame went while it was held"
+            );
+        }
     });
 }
 

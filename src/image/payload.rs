@@ -83,12 +83,16 @@ impl<'a> Payload<'a> {
                 methods,
                 reflinked,
             } => {
-                if let Some(raw) = raw {
-                    if kernel_copy(target, raw, from, file_offset, len, methods, reflinked)? {
-                        return Ok(());
-                    }
+                let copied = match raw {
+                    Some(raw) => kernel_copy(target, raw, from, file_offset, len, methods, reflinked)?,
+                    None => false,
+                };
+                if !copied {
+                    plain_copy(target, source, from, file_offset, len)?;
                 }
-                plain_copy(target, source, from, file_offset, len)
+                // The device works while the next bytes are read.
+                target.write_behind(file_offset, len);
+                Ok(())
             }
         }
     }

@@ -591,18 +591,18 @@ impl Image {
 
     /// Closes the file cleanly and opens it as it now is. Announcements already made in the headers stay made.
     pub(crate) fn reopen(self: &Arc<Image>) -> Result<Arc<Image>> {
-        let mode = self.header.lock().mode;
+        let mode = self.mode();
         self.clean()?;
         let front = Front::read(self.storage.clone(), LogPolicy::Auto, true).at(self.name())?;
         let image = Image::new(front, self.name(), self.shared(), true);
-        image.header.lock().mode = mode;
+        image.set_mode(mode);
         Ok(Arc::new(image))
     }
 
     pub(crate) fn clean_keeping_mode(&self) -> Result<()> {
-        let mode = self.header.lock().mode;
+        let mode = self.mode();
         self.clean()?;
-        self.header.lock().mode = mode;
+        self.set_mode(mode);
         Ok(())
     }
 }

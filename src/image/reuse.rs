@@ -25,6 +25,7 @@ impl Reuse {
     }
 
     /// The result of `read`, which looks up places and reads them, if no space changed its owner meanwhile.
+    #[inline]
     pub(crate) fn unchanged<T>(&self, read: impl FnOnce() -> T) -> Option<T> {
         let before = self.0.load(Ordering::Acquire);
         let result = read();

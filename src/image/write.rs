@@ -18,7 +18,7 @@ use super::payload::Payload;
 use super::space::{Allocation, Space};
 use super::turns::Turns;
 use super::{Image, WriteMode};
-use crate::error::{Error, ErrorKind, PathContext, Result};
+use crate::error::{seldom, Error, ErrorKind, PathContext, Result};
 use crate::format::bat::{BitmapEntry, PayloadEntry, PayloadState};
 use crate::format::bitmap;
 use crate::log::ring::Ring;
@@ -75,7 +75,7 @@ impl Writer {
 
     pub(crate) fn check_poison(&self) -> Result<()> {
         match self.poison.get() {
-            Some(first) => Err(Error::poisoned(first)),
+            Some(first) => Err(seldom(|| Error::poisoned(first))),
             None => Ok(()),
         }
     }
@@ -96,10 +96,8 @@ impl Image {
     pub(super) fn begin(&self, mode: WriteMode) -> Result<&Writer> {
         let writer = self.writer()?;
         if writer.is_sealed() {
-            return Err(Error::new(
-                ErrorKind::ReadOnly,
-                "the layer has a child and takes no more writes",
-            ));
+            let message = "the layer has a child and takes no more writes";
+            return Err(seldom(|| Error::new(ErrorKind::ReadOnly, message)));
         }
         writer.check_poison()?;
         self.ensure_mode(mode)?;

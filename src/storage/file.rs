@@ -71,6 +71,17 @@ impl FileStorage {
         Ok(storage)
     }
 
+    /// Reading that was interrupted, came short or failed, from the start.
+    #[cold]
+    fn read_patiently(&self, buf: &mut [u8], file_offset: u64) -> io::Result<()> {
+        self.file.read_exact_at(buf, file_offset)
+    }
+
+    #[cold]
+    fn write_patiently(&self, buf: &[u8], file_offset: u64) -> io::Result<()> {
+        self.file.write_all_at(buf, file_offset)
+    }
+
     fn write_zeros(&self, mut start: u64, mut len: u64) -> io::Result<()> {
         let zeros = vec![0u8; len.min(1 << 20) as usize];
         while len > 0 {
@@ -94,11 +105,23 @@ impl Drop for FileStorage {
 
 impl Storage for FileStorage {
     fn read_at(&self, buf: &mut [u8], file_offset: u64) -> io::Result<()> {
-        self.file.read_exact_at(buf, file_offset)
+        match self.file.read_at(buf, file_offset) {
+            Ok(len) if len == buf.len() => Ok(()),
+            _ => self.read_patiently(buf, file_offset),
+        }
     }
 
     fn write_at(&self, buf: &[u8], file_offset: u64) -> io::Result<()> {
-        self.file.write_all_at(buf, file_offset)
+        match self.file.write_at(buf, file_offset) {
+            Ok(len) if len == buf.len() => Ok(()),
+            Ok(len) if len > 0 => self.write_patiently(&buf[len..], file_offset + len as u64),
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+            _ => self.write_patiently(buf, file_offset),
+        }
+    }
+
+    fn write_behind(&self, file_offset: u64, len: u64) {
+        sys::start_writeback(self.file.as_fd(), file_offset, len);
     }
 
     fn len(&self) -> io::Result<u64> {

@@ -107,6 +107,12 @@ pub trait Storage: Send + Sync + Debug {
         self.write_at(buf, file_offset)
     }
 
+    /// Begins to bring a range just written to the device, so that the flush that follows many such has less to wait for.
+    /// Promises nothing.
+    fn write_behind(&self, file_offset: u64, len: u64) {
+        let _ = (file_offset, len);
+    }
+
     /// Length in bytes.
     fn len(&self) -> io::Result<u64>;
 

@@ -119,6 +119,14 @@ pub(super) fn seek(fd: BorrowedFd<'_>, what: Seek, start: u64) -> io::Result<u64
     retry(|| unsafe { libc::lseek(fd.as_raw_fd(), start, whence) }).map(|at| at as u64)
 }
 
+/// sync_file_range with SYNC_FILE_RANGE_WRITE: begins to write pages that are dirty, and does not wait for it. A hint.
+pub(super) fn start_writeback(fd: BorrowedFd<'_>, start: u64, len: u64) {
+    if let (Ok(start), Ok(len)) = (offset(start), offset(len)) {
+        // SAFETY: no pointers; the descriptor is open while borrowed.
+        unsafe { libc::sync_file_range(fd.as_raw_fd(), start, len, libc::SYNC_FILE_RANGE_WRITE) };
+    }
+}
+
 /// State of one byte's open file description lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ByteLock {
