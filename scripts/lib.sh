@@ -61,5 +61,6 @@ need_cargo() {
 build_all() {
     local again=()
     [ ! -f "$1/build.ninja" ] || again=(--reconfigure)
-    meson setup "$1" "${again[@]}" >/dev/null && meson compile -C "$1" >/dev/null
+    meson setup "$1" "${again[@]}" >/dev/null &&
+        { meson compile -C "$1" >"$1/compile.log" || { tail -40 "$1/compile.log" && false; }; }
 }
