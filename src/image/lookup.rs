@@ -124,7 +124,7 @@ impl Image {
     fn first_payload(&self, block: BlockIndex, index: BatIndex) -> Result<PayloadEntry> {
         let raw = self.bat_word(index)?;
         let entry = self.check_payload(block, raw)?;
-        self.bat.set_checked(index.0);
+        self.bat.set_checked(index.0, raw);
         Ok(entry)
     }
 

@@ -228,7 +228,7 @@ fn a_word_is_that_of_its_page() {
             })
         };
         for _ in 0..2 {
-            if let Some(found) = slot.read(|_| word.load(Acquire)) {
+            if let Some(found) = slot.read(|_| word.load(Relaxed)) {
                 assert_eq!(found, 7, "the word of another page");
             }
         }

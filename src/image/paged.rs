@@ -85,11 +85,13 @@ impl PagedTable {
         })
     }
 
-    /// Remembers, for as long as the page is resident, that the word is valid; and so is what is stored over it.
-    pub(crate) fn set_checked(&self, index: u64) {
-        // Held, so that it is not another's page by now.
+    /// Remembers, for as long as the page is resident, that `word` was found valid; and so is what is stored over it.
+    pub(crate) fn set_checked(&self, index: u64, word: u64) {
+        // Held, so that it is not another's page by now. It may have come in anew, from a file that somebody changed.
         if let Some(page) = self.resident(index / PAGE_WORDS) {
-            page.set_checked(index);
+            if page.word(index).load(Ordering::Acquire) == word {
+                page.set_checked(index);
+            }
         }
     }
 
