@@ -23,8 +23,10 @@ disks() {
 
 head -c 5000001 /dev/urandom >noise
 mkdir calm rough
+# A path without spaces, which would end it.
+cp "$flaky" flaky.so
 check "undisturbed" eval '(cd calm && disks env)'
-check "disturbed" eval '(cd rough && disks env FLAKY_LOG="$work/log" LD_PRELOAD="$flaky")'
+check "disturbed" eval '(cd rough && disks env FLAKY_LOG="$work/log" LD_PRELOAD=../flaky.so)'
 check "the same" cmp calm/whole.raw rough/whole.raw
 check "good without it" "$avhdx" check rough/base.vhdx
 read -r halves interruptions < <(awk '{ h += $1; i += $2 } END { print h + 0, i + 0 }' log)
