@@ -2,7 +2,8 @@
 //!
 //! The layers under the leaf do not change while they are in a snapshot, so the answer to "who holds this range" is
 //! looked up by walking down once and remembered: one word per granule, the smallest block size below the leaf. A
-//! granule is zero, or in one layer in sequence, or mixed: then the word refers to a list of runs.
+//! granule is zero, or in one layer in sequence, or mixed: then the word refers to a list of runs or
+//! of pieces.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -166,15 +167,16 @@ impl CompositeMap {
             }
             at += found.len;
         }
-        let word = match places.as_slice() {
-            [] => ZERO,
-            [one] => match one.below(0) {
-                Below::Zero => ZERO,
-                Below::Data { layer, file_offset } if file_offset % MIB == 0 => {
-                    file_offset | (layer as u64) << 2 | DATA
-                }
-                _ => self.add_list(List::new(starts, places, (end - start) as u32)) << 2 | MIXED,
-            },
+        let whole = match places.as_slice() {
+            [] => Some(Below::Zero),
+            [one] => Some(one.below(0)),
+            _ => None,
+        };
+        let word = match whole {
+            Some(Below::Zero) => ZERO,
+            Some(Below::Data { layer, file_offset }) if file_offset % MIB == 0 => {
+                file_offset | (layer as u64) << 2 | DATA
+            }
             _ => self.add_list(List::new(starts, places, (end - start) as u32)) << 2 | MIXED,
         };
         let page = self

@@ -220,7 +220,9 @@ pub(super) fn check_sectors(child: &Image, parent: &Image) -> Result<()> {
 }
 
 fn replaced(image: &Image) -> Error {
-    Error::new(ErrorKind::Io, "the file was replaced while it was open").with_path(image.name())
+    Error::new(ErrorKind::Io, "the file was replaced while it was open")
+        .with_path(image.name())
+        .with_hint("put back the file that was there when the disk was opened")
 }
 
 /// Refuses a file whose name is gone or another's: a child that names it as its parent would not find it, and who removes
