@@ -5,7 +5,7 @@
 //! granule is zero, or in one layer in sequence, or mixed: then the word refers to a list of runs or
 //! of pieces.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use super::snapshot::{walk, Walk};
@@ -88,7 +88,6 @@ pub(crate) struct CompositeMap {
     lists: Box<[OnceLock<Chunk>]>,
     next_list: AtomicUsize,
     list_bytes: AtomicU64,
-    full: AtomicBool,
     pool: Arc<Pool>,
 }
 
@@ -107,7 +106,6 @@ impl CompositeMap {
             lists: (0..CHUNKS).map(|_| OnceLock::new()).collect(),
             next_list: AtomicUsize::new(0),
             list_bytes: AtomicU64::new(0),
-            full: AtomicBool::new(false),
             pool,
         }
     }
@@ -148,7 +146,9 @@ impl CompositeMap {
     /// Whether so many lists were made that it is time for a fresh map.
     #[inline]
     pub(crate) fn is_full(&self) -> bool {
-        self.full.load(Ordering::Relaxed)
+        // As many lists as there can be take more than that, too.
+        self.list_bytes.load(Ordering::Relaxed) > MIB
+            && (self.pool.exceeded() || self.next_list.load(Ordering::Relaxed) >= LISTS * CHUNKS)
     }
 
     fn resolve(&self, layers: &[Arc<Image>], index: u64) -> Result<u64> {
@@ -195,12 +195,9 @@ impl CompositeMap {
         if let Some(chunk) = self.lists.get(index / LISTS) {
             let chunk = chunk.get_or_init(|| (0..LISTS).map(|_| OnceLock::new()).collect());
             let bytes = list.bytes();
-            let all = self.list_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes;
+            self.list_bytes.fetch_add(bytes, Ordering::Relaxed);
             self.pool.add(bytes);
             let _ = chunk[index % LISTS].set(list);
-            if index + 1 == LISTS * CHUNKS || (all > MIB && self.pool.exceeded()) {
-                self.full.store(true, Ordering::Relaxed);
-            }
         }
         index as u64
     }
