@@ -73,8 +73,13 @@ void disk_checkpoint(avhdx_disk *disk, const char *path);
 void disk_close(avhdx_disk *disk);
 /* Fills a range with bytes that are not zero. */
 void disk_fill(avhdx_disk *disk, uint64_t offset, uint64_t len);
-/* The content of a disk as a plain file, read into the page cache. */
+/* The content of a disk as a plain file. */
 void disk_to_raw(avhdx_disk *disk, const char *path);
+/* Makes a file durable, drops it from the page cache and reads it in again from its start to its end, so that the pages
+ * are those of a file that was read, however it was written. */
+void file_read_in(int fd);
+/* The same for every file of a disk. */
+void disk_read_in(avhdx_disk *disk);
 /* Runs a command; stops the program when it fails. */
 void command(const char *format, ...) __attribute__((format(printf, 1, 2)));
 

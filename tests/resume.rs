@@ -38,30 +38,35 @@ fn prepared() -> (MemoryFileSystem, Vec<u8>) {
 fn a_merge_below_the_leaf_is_finished_wherever_it_stopped() {
     let (initial, content) = prepared();
     let mut finished = 0;
-    for n in 1.. {
-        let memory = initial.snapshot();
-        let faulty = FaultFileSystem::new(Arc::new(memory.clone()));
-        let open = options(&faulty);
-        let chain = Chain::open(&path("b.avhdx"), &open).unwrap();
-        faulty.fail_in(n, libc::EIO, FaultMode::FromHere);
-        let result = ops::merge(&chain, 1, 2, &MergeOptions::default(), &mut |_| true);
-        if !faulty.disarm() {
-            result.unwrap();
-            break;
+    for mode in [FaultMode::FromHere, FaultMode::FlushLoses] {
+        for n in 1.. {
+            let memory = initial.snapshot();
+            let faulty = FaultFileSystem::new(Arc::new(memory.clone()));
+            let open = options(&faulty);
+            let chain = Chain::open(&path("b.avhdx"), &open).unwrap();
+            faulty.fail_in(n, libc::EIO, mode);
+            let result = ops::merge(&chain, 1, 2, &MergeOptions::default(), &mut |_| true);
+            if !faulty.disarm() {
+                result.unwrap();
+                break;
+            }
+            drop(chain);
+            let open = options(&memory);
+            let resumed = ops::resume(&path("b.avhdx"), &open, &MergeOptions::default(), &mut |_| true)
+                .unwrap_or_else(|e| panic!("call {n} {mode:?}: {}", e.chain_text()));
+            assert!(
+                ops::pending(&path("b.avhdx"), &open).unwrap().is_none(),
+                "call {n} {mode:?}"
+            );
+            if resumed.is_some() {
+                finished += 1;
+                assert!(!memory.paths().contains(&path("a.avhdx")), "call {n} {mode:?}");
+            }
+            let mut found = vec![0xEE; content.len()];
+            let chain = Chain::open(&path("b.avhdx"), &open).unwrap();
+            chain.read(&mut found, 0).unwrap();
+            assert!(found == content, "call {n} {mode:?}");
         }
-        drop(chain);
-        let open = options(&memory);
-        let resumed = ops::resume(&path("b.avhdx"), &open, &MergeOptions::default(), &mut |_| true)
-            .unwrap_or_else(|e| panic!("call {n}: {}", e.chain_text()));
-        assert!(ops::pending(&path("b.avhdx"), &open).unwrap().is_none(), "call {n}");
-        if resumed.is_some() {
-            finished += 1;
-            assert!(!memory.paths().contains(&path("a.avhdx")), "call {n}");
-        }
-        let mut found = vec![0xEE; content.len()];
-        let chain = Chain::open(&path("b.avhdx"), &open).unwrap();
-        chain.read(&mut found, 0).unwrap();
-        assert!(found == content, "call {n}");
     }
     assert!(finished > 5, "{finished} merges were finished");
 }

@@ -423,7 +423,11 @@ fn any_failing_call_leaves_a_good_disk() {
         }),
     ];
     let mut total = 0;
-    for child in [false, true] {
+    let modes = [FaultMode::Once, FaultMode::FlushLoses];
+    for (child, mode) in [false, true]
+        .into_iter()
+        .flat_map(|child| modes.map(|mode| (child, mode)))
+    {
         let prepared = MemoryFileSystem::new();
         let (leaf, content) = filled(&options(&prepared), child);
         for (name, job) in jobs {
@@ -434,23 +438,25 @@ fn any_failing_call_leaves_a_good_disk() {
                 let mut open = options(&fs);
                 open.file_system = Arc::new(faulty.clone());
                 let chain = Chain::open(&path(&leaf), &open).unwrap();
-                faulty.fail_in(n, if n % 2 == 0 { libc::EIO } else { libc::ENOSPC }, FaultMode::Once);
+                let errno = if n % 2 == 0 { libc::EIO } else { libc::ENOSPC };
+                faulty.fail_in(n, errno, mode);
+                let what = format!("{name}, call {n} {mode:?}, child {child}");
                 let result = job(&chain);
                 let written = chain.write(&[1; 512], 0, true);
                 let closed = chain.close();
                 let fired = faulty.disarm();
                 let plain = options(&fs);
-                check(&path(&leaf), &plain).unwrap_or_else(|e| panic!("{name}, call {n}: {e}"));
-                let chain = Chain::open(&path(&leaf), &plain).unwrap_or_else(|e| panic!("{name}, call {n}: {e:?}"));
+                check(&path(&leaf), &plain).unwrap_or_else(|e| panic!("{what}: {e}"));
+                let chain = Chain::open(&path(&leaf), &plain).unwrap_or_else(|e| panic!("{what}: {e:?}"));
                 let mut wanted = content.clone();
                 wanted.resize(chain.size() as usize, 0);
                 let mut found = vec![0; wanted.len()];
                 chain.read(&mut found, 0).unwrap();
-                assert!(found[512..] == wanted[512..], "{name}, call {n}, child {child}");
+                assert!(found[512..] == wanted[512..], "{what}");
                 if written.is_ok() {
-                    assert!(found[..512] == [1; 512], "{name}, call {n}");
+                    assert!(found[..512] == [1; 512], "{what}");
                 }
-                job(&chain).unwrap_or_else(|e| panic!("{name} again after call {n}: {e:?}"));
+                job(&chain).unwrap_or_else(|e| panic!("{what}: again: {e:?}"));
                 chain.close().unwrap();
                 check(&path(&leaf), &plain).unwrap();
                 total += 1;
