@@ -1,5 +1,9 @@
-/* Requests: ranges, flags, vectors, zeroing, discarding; abort loses what was not flushed and nothing else. */
+/* Requests: ranges, flags, vectors, zeroing, discarding, the page cache; abort loses what was not flushed and nothing
+ * else. */
+#define _GNU_SOURCE
 #include "check.h"
+
+#include <fcntl.h>
 
 static avhdx_disk *disk;
 
@@ -110,6 +114,42 @@ static void abort_keeps_what_was_flushed(void)
     CHECK(all(buf, sizeof buf, 0x11));
 }
 
+/* The same bytes through the page cache and around it, from aligned memory and not. */
+static void around_the_page_cache(void)
+{
+    static _Alignas(4096) unsigned char wrote[2 << 20], got[2 << 20];
+    struct range {
+        size_t skip, len;
+        uint64_t at;
+    } ranges[] = {{0, MIB, 9 * MIB}, {1, 70000, 3 * MIB + 512}, {7, 333, 11 * MIB - 100}, {0, 4096, 8 * MIB}};
+
+    fill(wrote, sizeof wrote, 21);
+    CHECK_OK(avhdx_close(disk));
+    if (!(disk = open_with(tmp("d.vhdx"), "cache=none"))) {
+        CHECK_INT(avhdx_error_code(NULL), AVHDX_ERR_IO);
+        CHECK(strstr(avhdx_error_hint(NULL), "cache") != NULL);
+        fprintf(stderr, "SKIPPED: this file system has no O_DIRECT\n");
+        NEED((disk = open_with(tmp("d.vhdx"), "")) != NULL);
+        return;
+    }
+    CHECK((fcntl(avhdx_layer_fd(disk, 0), F_GETFL) & O_DIRECT) != 0);
+    for (size_t i = 0; i < sizeof ranges / sizeof *ranges; i++) {
+        struct range *r = &ranges[i];
+        CHECK_OK(avhdx_pwrite(disk, wrote + r->skip, r->len, r->at, 0));
+        CHECK_OK(avhdx_pread(disk, got, r->len, r->at));
+        CHECK(memcmp(got, wrote + r->skip, r->len) == 0);
+    }
+    CHECK_OK(avhdx_close(disk));
+    CHECK_OK(errors_in(tmp("d.vhdx")));
+    NEED((disk = open_with(tmp("d.vhdx"), "")) != NULL);
+    CHECK((fcntl(avhdx_layer_fd(disk, 0), F_GETFL) & O_DIRECT) == 0);
+    for (size_t i = 0; i < sizeof ranges / sizeof *ranges; i++) {
+        struct range *r = &ranges[i];
+        CHECK_OK(avhdx_pread(disk, got, r->len, r->at));
+        CHECK(memcmp(got, wrote + r->skip, r->len) == 0);
+    }
+}
+
 static void read_only(void)
 {
     unsigned char byte = 1;
@@ -138,6 +178,7 @@ int main(void)
     RUN(vectors_of_any_shape);
     RUN(zero_and_discard);
     RUN(abort_keeps_what_was_flushed);
+    RUN(around_the_page_cache);
     RUN(read_only);
     return check_end();
 }

@@ -44,7 +44,7 @@ static void whole_chain_into_the_base(void)
 {
     avhdx_disk *disk = chain("all");
 
-    CHECK_OK(merge_with(disk, 0, 2, "mode=copy,verify"));
+    CHECK_OK(merge_with(disk, 0, 2, "mode=copy,verify,threads=3"));
     CHECK_INT(avhdx_layer_count(disk), 1);
     CHECK(!exists(tmp("all/a.avhdx")) && !exists(tmp("all/b.avhdx")));
     reads_the_same(disk);

@@ -47,7 +47,8 @@
  *
  * Threads. A disk may be used by any number of threads at once; avhdx_close and avhdx_abort come last, when no other
  * call on the disk runs. Options objects are used by one thread at a time. A disk does not survive fork: open it in
- * the process that uses it. The library starts no threads, prints nothing, reads no environment, handles no signals.
+ * the process that uses it. The library starts no threads but that of a job and those asked for with the key threads,
+ * all of which end with their call; it prints nothing, reads no environment, handles no signals.
  *
  * Text. Paths are bytes, as the system takes them; all other strings are UTF-8.
  *
@@ -684,7 +685,8 @@ const char *avhdx_layer_path(avhdx_disk *disk, uint32_t layer);
 
 /*
  * The descriptor of a layer's file, for a caller that does its own I/O at the file offsets of avhdx_block_status. It
- * belongs to the disk: do not close it, and do not use it after a merge of that layer or after avhdx_close.
+ * belongs to the disk: do not close it, and do not use it after a merge of that layer or after avhdx_close. With
+ * cache=none it has O_DIRECT, whose requests must be aligned.
  * Errors: UNSUPPORTED where there is none, or where the file must not be read by itself because its log is dirty;
  * ARGUMENT when there is no such layer. disk: not NULL. Concurrent on one disk. Since 1.0.
  */
@@ -1342,6 +1344,7 @@ void avhdx_tree_free(avhdx_tree *tree);
  * neither done nor freed, other operations on its disk are refused (PENDING_OPERATION).
  *
  * The operation has a thread of its own, which runs only while a step waits for it: I/O callbacks are called there.
+ * With the key threads there are more, which finish what they have begun when a step returns.
  */
 
 /* An operation in steps. Made by avhdx_job_new, released by avhdx_job_free. */

@@ -22,7 +22,7 @@ pub enum LogPolicy {
     Refuse,
 }
 
-/// When a write becomes durable.
+/// When a write becomes durable, and whether the host caches the files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum CacheMode {
     /// On flush, or on a write with FUA.
@@ -30,6 +30,9 @@ pub enum CacheMode {
     Writeback,
     /// Before the write returns.
     Writethrough,
+    /// As with `Writeback`, and reads and writes go around the host's page cache (O_DIRECT), in all files of the chain.
+    /// Quickest for requests of whole sectors from aligned memory.
+    None,
     /// Whenever the operating system likes: flushes do nothing. For scratch data only.
     Unsafe,
 }
@@ -229,6 +232,9 @@ pub struct MergeOptions {
     pub mode: MergeMode,
     /// Bytes per second at most; 0 for no limit.
     pub rate: u64,
+    /// Threads started to copy, so that reading and writing overlap; 0: the caller's own copies. Not with
+    /// [`MergeMode::Consume`].
+    pub threads: usize,
     /// Remove the merged files when done.
     pub unlink: bool,
     /// Look in the directories of the files involved (and `search`) for other children, and point the children of the
@@ -255,6 +261,7 @@ impl Default for MergeOptions {
         MergeOptions {
             mode: MergeMode::Auto,
             rate: 0,
+            threads: 0,
             unlink: true,
             relink: true,
             orphan_siblings: false,

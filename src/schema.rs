@@ -536,7 +536,7 @@ const LOG: &[(&str, LogPolicy)] = &[
 const CACHE: &[(&str, CacheMode)] = &[
     ("writeback", CacheMode::Writeback),
     ("writethrough", CacheMode::Writethrough),
-    ("none", CacheMode::Writethrough),
+    ("none", CacheMode::None),
     ("unsafe", CacheMode::Unsafe),
 ];
 
@@ -588,7 +588,7 @@ static OPEN: &[Key] = keys! {
     "lock-timeout-ms", ValueType::Number, "0", "milliseconds to wait for a lock",
         open.lock_timeout = |v| number(v, 86_400_000).map(Duration::from_millis);
     "cache", ValueType::Choice(&["writeback", "writethrough", "none", "unsafe"]), "writeback",
-        "when writes become durable: on flush, before each returns (none means the same), or never for sure",
+        "when writes become durable: on flush, before each returns, or never for sure; none: on flush, and around the page cache",
         open.cache = |v| choice(v, CACHE);
     "meta-cache-size", ValueType::Size, "32M", "memory for block tables and bitmaps of the chain",
         open.meta_cache_size = |v| size(v);
@@ -624,6 +624,8 @@ static MERGE: &[Key] = keys! {
         merge.mode = |v| choice(v, MODE);
     "rate", ValueType::Size, "0", "bytes per second at most; 0 for no limit",
         merge.rate = |v| size(v);
+    "threads", ValueType::Number, "0", "threads started to copy, at most 64; 0: the caller's copies; not with mode=consume",
+        merge.threads = |v| number(v, 64).map(|n| n as usize);
     "unlink", ValueType::Bool, "on", "remove the merged files when done",
         merge.unlink = |v| boolean(v);
     "relink", ValueType::Choice(&["scan", "off"]), "scan",

@@ -97,10 +97,11 @@ fn checkpoint_job(open: &OpenOptions, progress: &mut Progress) -> Result<(), Err
     chain.close()
 }
 
-fn merge_job(mode: MergeMode, base: usize, open: &OpenOptions) -> Result<(), Error> {
+fn merge_job(mode: MergeMode, base: usize, threads: usize, open: &OpenOptions) -> Result<(), Error> {
     let chain = Chain::open(&path("b.avhdx"), open)?;
     let mut options = MergeOptions::default();
     options.mode = mode;
+    options.threads = threads;
     ops::merge(&chain, 0, base, &options, &mut |_| true)?;
     chain.close()
 }
@@ -212,13 +213,24 @@ fn checkpoints() {
 
 #[test]
 fn merges_copying() {
-    let job: Job = |open, _| merge_job(MergeMode::Copy, 2, open);
+    let job: Job = |open, _| merge_job(MergeMode::Copy, 2, 0, open);
     every_call("merge, copy", job, &["b.avhdx", "base.vhdx"], Some(MergeMode::Copy));
 }
 
 #[test]
+fn merges_copying_with_threads() {
+    let job: Job = |open, _| merge_job(MergeMode::Copy, 2, 3, open);
+    every_call(
+        "merge, copy, threads",
+        job,
+        &["b.avhdx", "base.vhdx"],
+        Some(MergeMode::Copy),
+    );
+}
+
+#[test]
 fn merges_consuming() {
-    let job: Job = |open, _| merge_job(MergeMode::Consume, 2, open);
+    let job: Job = |open, _| merge_job(MergeMode::Consume, 2, 0, open);
     every_call(
         "merge, consume",
         job,

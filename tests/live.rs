@@ -220,6 +220,7 @@ fn merges() {
         live.checkpoint(2);
         let mut options = MergeOptions::default();
         options.mode = MODES[(round % 3) as usize];
+        options.threads = (round / 2 % 3) as usize;
         let middle = round % 2 == 0;
         // Below the leaf, then with it; in one pass or two.
         if middle {

@@ -4,9 +4,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use avhdx::ops::{self, CheckOptions, Severity};
-use avhdx::options::{CheckpointOptions, CreateOptions, DiskType, MergeMode, MergeOptions, OpenOptions, ZeroFlags};
+use avhdx::options::{
+    CacheMode, CheckpointOptions, CreateOptions, DiskType, MergeMode, MergeOptions, OpenOptions, ZeroFlags,
+};
 use avhdx::storage::MemoryFileSystem;
-use avhdx::Chain;
+use avhdx::{Chain, ErrorKind};
 use proptest::prelude::*;
 
 const MIB: u64 = 1 << 20;
@@ -43,6 +45,7 @@ enum Op {
         top: usize,
         span: usize,
         mode: MergeMode,
+        threads: usize,
     },
     CompareLayer {
         layer: usize,
@@ -104,13 +107,14 @@ fn op() -> impl Strategy<Value = Op> {
         1 => Just(Op::Abort),
         3 => (0u32..3).prop_map(|shift| Op::Checkpoint { block_mib: 1 << shift }),
         1 => (1u64..24_000, 0u32..3).prop_map(|(size, shift)| Op::Child { size, block_mib: 1 << shift }),
-        3 => (0usize..4, 1usize..4, mode).prop_map(|(top, span, mode)| Op::Merge { top, span, mode }),
+        3 => (0usize..4, 1usize..4, mode, 0usize..4).prop_map(|(top, span, mode, threads)| Op::Merge { top, span, mode, threads }),
         1 => (0usize..5).prop_map(|layer| Op::CompareLayer { layer }),
     ]
 }
 
 struct World {
-    fs: Arc<MemoryFileSystem>,
+    open: OpenOptions,
+    dir: PathBuf,
     chain: Option<Chain>,
     /// What each layer reads as, leaf first. `None`: unspecified since a discard.
     layers: Vec<Vec<u8>>,
@@ -119,16 +123,12 @@ struct World {
 }
 
 impl World {
-    fn options(&self) -> OpenOptions {
-        OpenOptions::new().on(self.fs.clone())
-    }
-
     fn chain(&self) -> &Chain {
         self.chain.as_ref().unwrap()
     }
 
     fn open(&mut self) {
-        self.chain = Some(Chain::open(&self.leaf, &self.options()).unwrap());
+        self.chain = Some(Chain::open(&self.leaf, &self.open).unwrap());
     }
 
     /// The part of a range that lies on the disk.
@@ -179,7 +179,7 @@ impl World {
             Op::Checkpoint { block_mib } => {
                 if self.layers.len() < 6 {
                     self.next += 1;
-                    let path = PathBuf::from(format!("/vm/{}.avhdx", self.next));
+                    let path = self.dir.join(format!("{}.avhdx", self.next));
                     let mut options = CheckpointOptions::default();
                     options.block_size = block_mib << 20;
                     ops::checkpoint(self.chain(), &path, &options).unwrap();
@@ -193,13 +193,13 @@ impl World {
                     let size = size * 512 / sector * sector + sector;
                     self.chain.take().unwrap().close().unwrap();
                     self.next += 1;
-                    let path = PathBuf::from(format!("/vm/{}.avhdx", self.next));
+                    let path = self.dir.join(format!("{}.avhdx", self.next));
                     let mut create = CreateOptions::default();
                     create.disk_type = DiskType::Differencing;
                     create.parent = Some(self.leaf.clone());
                     create.size = size;
                     create.block_size = block_mib << 20;
-                    create.open = self.options();
+                    create.open = self.open.clone();
                     ops::create(&path, &create).unwrap();
                     self.leaf = path;
                     let mut content = self.layers[0].clone();
@@ -208,15 +208,26 @@ impl World {
                     self.open();
                 }
             }
-            Op::Merge { top, span, mode } => {
+            Op::Merge {
+                top,
+                span,
+                mode,
+                threads,
+            } => {
                 let count = self.layers.len();
                 if count > 1 {
                     let top = top % (count - 1);
                     let base = (top + span).min(count - 1);
                     let mut options = MergeOptions::default();
                     options.mode = mode;
+                    options.threads = threads;
                     options.verify = mode != MergeMode::Consume;
-                    ops::merge(self.chain(), top, base, &options, &mut |_| true).unwrap();
+                    let mut result = ops::merge(self.chain(), top, base, &options, &mut |_| true);
+                    if mode == MergeMode::Reflink && matches!(&result, Err(e) if e.kind() == ErrorKind::Unsupported) {
+                        options.mode = MergeMode::Auto;
+                        result = ops::merge(self.chain(), top, base, &options, &mut |_| true);
+                    }
+                    result.unwrap();
                     self.layers.drain(top + 1..=base);
                     if top == 0 {
                         self.leaf = self.chain().layer_path(0).unwrap();
@@ -243,9 +254,9 @@ impl World {
     }
 
     fn check_files(&self) {
-        let mut options = self.options();
+        let mut options = self.open.clone();
         options.lock = false;
-        for path in self.fs.paths() {
+        for path in options.file_system.list(&self.dir, 1000).unwrap() {
             check(&path, &options);
         }
     }
@@ -262,20 +273,21 @@ fn check(path: &Path, options: &OpenOptions) {
     assert_eq!(report.errors, 0, "{path:?}: {errors:?}");
 }
 
-fn run(setup: &Setup, ops: &[Op]) {
-    let fs = Arc::new(MemoryFileSystem::new());
+fn run(setup: &Setup, ops: &[Op], dir: &Path, open: &OpenOptions) {
     let mut create = CreateOptions::default();
     create.disk_type = setup.kind;
     create.size = setup.size;
     create.block_size = setup.block_mib << 20;
     create.logical_sector_size = setup.sector;
-    create.open = OpenOptions::new().on(fs.clone());
-    ops::create(Path::new("/vm/base.vhdx"), &create).unwrap();
+    create.open = open.clone();
+    let base = dir.join("base.vhdx");
+    ops::create(&base, &create).unwrap();
     let mut world = World {
-        fs,
+        open: open.clone(),
+        dir: dir.to_path_buf(),
         chain: None,
         layers: vec![vec![0; setup.size as usize]],
-        leaf: "/vm/base.vhdx".into(),
+        leaf: base,
         next: 0,
     };
     world.open();
@@ -304,6 +316,19 @@ proptest! {
 
     #[test]
     fn chains_behave_like_the_model(setup in setup(), ops in proptest::collection::vec(op(), 1..24)) {
-        run(&setup, &ops);
+        let memory = OpenOptions::new().on(Arc::new(MemoryFileSystem::new()));
+        run(&setup, &ops, Path::new("/vm"), &memory);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: cases().div_ceil(20), ..ProptestConfig::default() })]
+
+    #[test]
+    fn files_around_the_page_cache_do_so_too(setup in setup(), ops in proptest::collection::vec(op(), 1..24)) {
+        let dir = tempfile::tempdir().unwrap();
+        let mut open = OpenOptions::new();
+        open.cache = CacheMode::None;
+        run(&setup, &ops, dir.path(), &open);
     }
 }

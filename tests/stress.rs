@@ -72,6 +72,7 @@ fn change_layers(chain: &Chain, dir: &Path, stop: &AtomicBool) -> u64 {
         if chain.layer_count() > 3 {
             let mut options = MergeOptions::default();
             options.mode = [MergeMode::Copy, MergeMode::Consume][number as usize % 2];
+            options.threads = number as usize / 2 % 3;
             let top = number as usize % 2;
             ops::merge(chain, top, chain.layer_count() - 1, &options, &mut |_| true).unwrap();
         }

@@ -99,10 +99,13 @@ impl Request {
         for (_, key, value) in flags.into_iter().filter(|(wanted, ..)| *wanted) {
             self.add(key, value.as_bytes())?;
         }
-        match merging.rate {
-            Some(rate) => self.add("rate", rate.to_string().as_bytes()),
-            None => Ok(()),
+        let threads = Some(u64::from(merging.threads)).filter(|&threads| threads > 0);
+        for (key, value) in [("rate", merging.rate), ("threads", threads)] {
+            if let Some(value) = value {
+                self.add(key, value.to_string().as_bytes())?;
+            }
         }
+        Ok(())
     }
 }
 

@@ -353,7 +353,8 @@ pub unsafe extern "C" fn avhdx_layer_path(disk: *mut avhdx_disk, layer: u32) -> 
 }
 
 /// The descriptor of a layer's file, for a caller that does its own I/O at the file offsets of avhdx_block_status. It
-/// belongs to the disk: do not close it, and do not use it after a merge of that layer or after avhdx_close.
+/// belongs to the disk: do not close it, and do not use it after a merge of that layer or after avhdx_close. With
+/// cache=none it has O_DIRECT, whose requests must be aligned.
 /// Errors: UNSUPPORTED where there is none, or where the file must not be read by itself because its log is dirty;
 /// ARGUMENT when there is no such layer. disk: not NULL. Concurrent on one disk. Since 1.0.
 ///

@@ -5,6 +5,7 @@
 //! neither done nor freed, other operations on its disk are refused (PENDING_OPERATION).
 //!
 //! The operation has a thread of its own, which runs only while a step waits for it: I/O callbacks are called there.
+//! With the key threads there are more, which finish what they have begun when a step returns.
 
 use std::ffi::{c_char, c_int};
 use std::sync::{Arc, OnceLock};

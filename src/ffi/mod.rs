@@ -48,7 +48,8 @@
 //!
 //! Threads. A disk may be used by any number of threads at once; avhdx_close and avhdx_abort come last, when no other
 //! call on the disk runs. Options objects are used by one thread at a time. A disk does not survive fork: open it in
-//! the process that uses it. The library starts no threads, prints nothing, reads no environment, handles no signals.
+//! the process that uses it. The library starts no threads but that of a job and those asked for with the key threads,
+//! all of which end with their call; it prints nothing, reads no environment, handles no signals.
 //!
 //! Text. Paths are bytes, as the system takes them; all other strings are UTF-8.
 //!

@@ -78,6 +78,17 @@ impl Shared {
             cache,
         }
     }
+
+    /// A file that becomes one of theirs.
+    fn admit(&self, storage: &dyn Storage) -> Result<()> {
+        if self.cache != CacheMode::None {
+            return Ok(());
+        }
+        storage.bypass_cache().map_err(|cause| {
+            Error::io("open it around the page cache", cause)
+                .with_hint("the file system has no O_DIRECT; use another value of cache than none")
+        })
+    }
 }
 
 /// Which announcements of change the headers of a writable image already carry (MS-VHDX 2.2.2).
@@ -129,12 +140,14 @@ const BITMAP_PAGES: u64 = 256;
 impl Image {
     /// Opens for reading; a dirty log is applied in memory.
     pub(crate) fn open_read(storage: Arc<dyn Storage>, name: &Path, log: LogPolicy, shared: &Shared) -> Result<Image> {
+        shared.admit(&*storage)?;
         let front = Front::read(storage, log, false)?;
         Ok(Image::new(front, name, shared, false))
     }
 
     /// Opens for writing; a dirty log is replayed into the file. Nothing else is written before the first change.
     pub(crate) fn open_write(storage: Arc<dyn Storage>, name: &Path, log: LogPolicy, shared: &Shared) -> Result<Image> {
+        shared.admit(&*storage)?;
         let front = Front::read(storage, log, true)?;
         Ok(Image::new(front, name, shared, true))
     }

@@ -108,6 +108,11 @@ impl FaultFileSystem {
         self.state.calls.load(Ordering::Relaxed)
     }
 
+    /// Those of them that were flushes.
+    pub fn flushes(&self) -> u64 {
+        self.state.flushes.load(Ordering::Relaxed)
+    }
+
     /// Makes the call after `n - 1` more ones fail with `errno`.
     pub fn fail_in(&self, n: u64, errno: i32, mode: FaultMode) {
         let at = self.state.counter(mode).load(Ordering::Relaxed) + n;
@@ -186,6 +191,10 @@ impl Storage for FaultStorage {
                 Err(error)
             }
         }
+    }
+
+    fn bypass_cache(&self) -> io::Result<()> {
+        self.inner.bypass_cache()
     }
 
     fn len(&self) -> io::Result<u64> {

@@ -7,10 +7,11 @@ use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLockReadGuard};
 
+use super::direct::{Alignment, Direct};
 use super::sys::{self, ByteLock, Fallocate, Seek};
 use super::{Access, Barrier, CopyMethod, EntryKind, FileId, FileSystem, LockMode, Storage};
 
@@ -21,6 +22,8 @@ pub struct FileStorage {
     kind: Kind,
     id: FileId,
     lock: Mutex<LockMode>,
+    /// When the page cache is bypassed.
+    direct: OnceLock<Direct>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +62,7 @@ impl FileStorage {
             kind,
             id,
             lock: Mutex::new(LockMode::None),
+            direct: OnceLock::new(),
         }))
     }
 
@@ -86,11 +90,16 @@ impl FileStorage {
         let zeros = vec![0u8; len.min(1 << 20) as usize];
         while len > 0 {
             let part = len.min(zeros.len() as u64);
-            self.file.write_all_at(&zeros[..part as usize], start)?;
+            self.write_at(&zeros[..part as usize], start)?;
             start += part;
             len -= part;
         }
         Ok(())
+    }
+
+    /// Held during changes that are not writes.
+    fn changing(&self) -> Option<RwLockReadGuard<'_, ()>> {
+        self.direct.get().map(Direct::changing)
     }
 }
 
@@ -105,6 +114,9 @@ impl Drop for FileStorage {
 
 impl Storage for FileStorage {
     fn read_at(&self, buf: &mut [u8], file_offset: u64) -> io::Result<()> {
+        if let Some(direct) = self.direct.get() {
+            return direct.read(&self.file, buf, file_offset);
+        }
         match self.file.read_at(buf, file_offset) {
             Ok(len) if len == buf.len() => Ok(()),
             _ => self.read_patiently(buf, file_offset),
@@ -112,6 +124,9 @@ impl Storage for FileStorage {
     }
 
     fn write_at(&self, buf: &[u8], file_offset: u64) -> io::Result<()> {
+        if let Some(direct) = self.direct.get() {
+            return direct.write(&self.file, buf, file_offset);
+        }
         match self.file.write_at(buf, file_offset) {
             Ok(len) if len == buf.len() => Ok(()),
             Ok(len) if len > 0 => self.write_patiently(&buf[len..], file_offset + len as u64),
@@ -124,6 +139,21 @@ impl Storage for FileStorage {
         sys::start_writeback(self.file.as_fd(), file_offset, len);
     }
 
+    fn bypass_cache(&self) -> io::Result<()> {
+        let fd = self.file.as_fd();
+        let alignment = match sys::direct_alignment(fd)? {
+            Some((memory, offset)) => Alignment { memory, offset },
+            None => Alignment::USUAL,
+        };
+        if !alignment.is_usable() {
+            return Err(errno(libc::EOPNOTSUPP));
+        }
+        // What was written before is in the page cache: the kernel brings it to the device before it reads around it.
+        sys::set_status_flags(fd, sys::status_flags(fd)? | libc::O_DIRECT)?;
+        self.direct.get_or_init(|| Direct::new(alignment));
+        Ok(())
+    }
+
     fn len(&self) -> io::Result<u64> {
         match self.kind {
             Kind::Regular => Ok(self.file.metadata()?.len()),
@@ -132,6 +162,7 @@ impl Storage for FileStorage {
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
+        let _changing = self.changing();
         match self.kind {
             Kind::Regular => self.file.set_len(len),
             // A device has its length: less is a wish it ignores, more is space it does not have.
@@ -150,6 +181,7 @@ impl Storage for FileStorage {
             return Ok(());
         }
         for what in [Fallocate::ZeroRange, Fallocate::PunchHole] {
+            let _changing = self.changing();
             match sys::fallocate(self.file.as_fd(), what, file_offset, len) {
                 // ZERO_RANGE allocates where there was a hole, which a full file system cannot; a hole does as well.
                 Err(e) if is_unsupported(&e) || e.raw_os_error() == Some(libc::ENOSPC) => {}
@@ -163,6 +195,7 @@ impl Storage for FileStorage {
         if len == 0 {
             return Ok(());
         }
+        let _changing = self.changing();
         sys::fallocate(self.file.as_fd(), Fallocate::PunchHole, file_offset, len)
     }
 
@@ -189,6 +222,7 @@ impl Storage for FileStorage {
         if len == 0 {
             return Ok(());
         }
+        let _changing = self.changing();
         let (from, to) = (source.file.as_fd(), self.file.as_fd());
         if method == CopyMethod::Reflink {
             return sys::clone_range(from, source_offset, to, file_offset, len);

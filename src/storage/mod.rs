@@ -7,6 +7,7 @@
 pub mod callbacks;
 #[cfg(feature = "test-support")]
 pub mod crash;
+mod direct;
 pub(crate) mod draft;
 #[cfg(feature = "test-support")]
 pub mod fault;
@@ -111,6 +112,12 @@ pub trait Storage: Send + Sync + Debug {
     /// Promises nothing.
     fn write_behind(&self, file_offset: u64, len: u64) {
         let _ = (file_offset, len);
+    }
+
+    /// From here on reads and writes go around the host's cache of the file, where there is one; those of whole aligned
+    /// sectors from aligned memory without a copy. Fails where the file system cannot do that.
+    fn bypass_cache(&self) -> io::Result<()> {
+        Ok(())
     }
 
     /// Length in bytes.

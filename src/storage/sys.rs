@@ -127,6 +127,30 @@ pub(super) fn start_writeback(fd: BorrowedFd<'_>, start: u64, len: u64) {
     }
 }
 
+/// statx with STATX_DIOALIGN: what requests with O_DIRECT must be multiples of, in memory and in the file; zeros where the
+/// file has no such requests, `None` where the kernel does not say (before Linux 6.1).
+pub(super) fn direct_alignment(fd: BorrowedFd<'_>) -> io::Result<Option<(u32, u32)>> {
+    let mut info = MaybeUninit::<libc::statx>::zeroed();
+    let flags = libc::AT_EMPTY_PATH;
+    // SAFETY: the kernel reads an empty string and writes one `statx`; both outlive the call; the descriptor is open
+    // while borrowed.
+    retry(|| {
+        i64::from(unsafe {
+            libc::statx(
+                fd.as_raw_fd(),
+                c"".as_ptr(),
+                flags,
+                libc::STATX_DIOALIGN,
+                info.as_mut_ptr(),
+            )
+        })
+    })?;
+    // SAFETY: integers, of which all are written: by the kernel, or zeros before.
+    let info = unsafe { info.assume_init() };
+    let known = info.stx_mask & libc::STATX_DIOALIGN != 0;
+    Ok(known.then_some((info.stx_dio_mem_align, info.stx_dio_offset_align)))
+}
+
 /// State of one byte's open file description lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ByteLock {

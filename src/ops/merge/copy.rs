@@ -3,7 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
-use crate::chain::snapshot::walk;
+use super::crew;
+use crate::chain::snapshot::{walk, Walk};
 use crate::chain::{Chain, Watch};
 use crate::error::{Error, ErrorKind, Result};
 use crate::image::lookup::Source;
@@ -15,23 +16,58 @@ use crate::storage::{CopyMethod, Order, Storage};
 use crate::units::{align_down, BlockIndex, MIB};
 
 /// Most bytes copied at once.
-const STEP: u64 = 4 * MIB;
+pub(super) const STEP: u64 = 4 * MIB;
 /// Most bytes copied before the merged layers' blocks are released, in consume mode.
 const BATCH: u64 = 64 * MIB;
 /// Free space that consume mode leaves to logs, BATs, sector bitmaps and the file system's own structures.
 const RESERVE: u64 = 2 * MIB;
 
-/// What is copied where, and how.
-pub(super) struct Copier<'a> {
-    pub(super) chain: &'a Chain,
-    pub(super) top: usize,
-    pub(super) base: usize,
+/// From where to where, and how. Pieces may be copied by several threads at once.
+pub(super) struct Route {
     /// The merged layers, as the chain has them now, top first.
     pub(super) merged: Vec<Arc<Image>>,
     pub(super) target: Arc<Image>,
     pub(super) mode: MergeMode,
-    pub(super) watch: Option<Arc<Watch>>,
     pub(super) reflinked: AtomicU64,
+}
+
+impl Route {
+    /// Gives the target what was `found` at `at`. Returns the bytes copied.
+    pub(super) fn copy(&self, at: u64, found: &Walk) -> Result<u64> {
+        let Source::Data { file_offset } = found.source else {
+            if matches!(found.source, Source::Zero(_)) {
+                self.target.zero(at, found.len, true)?;
+            }
+            return Ok(0);
+        };
+        let from = &self.merged[found.layer];
+        let raw: Option<&dyn Storage> = if from.is_dirty() { None } else { Some(&**from.storage()) };
+        let methods: &[CopyMethod] = match self.mode {
+            MergeMode::Copy => &[],
+            MergeMode::Reflink => &[CopyMethod::Reflink],
+            MergeMode::Auto | MergeMode::Consume => &[CopyMethod::Reflink, CopyMethod::Offload],
+        };
+        let payload = Payload::Copy {
+            source: from.view(),
+            raw,
+            file_offset,
+            len: found.len,
+            methods,
+            reflinked: &self.reflinked,
+        };
+        self.target.write(at, payload)?;
+        Ok(found.len)
+    }
+}
+
+/// One merge's copying.
+pub(super) struct Copier<'a> {
+    pub(super) chain: &'a Chain,
+    pub(super) top: usize,
+    pub(super) base: usize,
+    pub(super) route: Route,
+    threads: usize,
+    pub(super) watch: Option<Arc<Watch>>,
     pub(super) copied: u64,
     /// Consume mode: what is copied of the blocks below here was released.
     released: u64,
@@ -58,11 +94,14 @@ impl<'a> Copier<'a> {
             chain,
             top,
             base,
-            merged: layers[top..base].to_vec(),
-            target: layers[base].clone(),
-            mode: options.mode,
+            route: Route {
+                merged: layers[top..base].to_vec(),
+                target: layers[base].clone(),
+                mode: options.mode,
+                reflinked: AtomicU64::new(0),
+            },
+            threads: options.threads,
             watch: None,
-            reflinked: AtomicU64::new(0),
             copied: 0,
             released: 0,
             copied_then: 0,
@@ -77,12 +116,12 @@ impl<'a> Copier<'a> {
     }
 
     fn size(&self) -> u64 {
-        self.merged[0].virtual_size()
+        self.route.merged[0].virtual_size()
     }
 
     /// What is released at a time: blocks of all merged layers, whole.
     fn unit(&self) -> u64 {
-        let blocks = self.merged.iter().map(|layer| layer.geometry().block_size());
+        let blocks = self.route.merged.iter().map(|layer| layer.geometry().block_size());
         blocks.fold(MIB, u64::max)
     }
 
@@ -90,11 +129,11 @@ impl<'a> Copier<'a> {
     /// target has no place yet.
     fn held(&mut self) -> Result<(u64, u64)> {
         let unit = self.unit();
-        let target = *self.target.geometry();
+        let target = *self.route.target.geometry();
         let (mut at, mut bytes) = (0, 0);
         let (mut most, mut new, mut new_in) = (0, 0, 0);
         while at < self.size() {
-            let found = walk(&self.merged, 0, at, self.size() - at)?;
+            let found = walk(&self.route.merged, 0, at, self.size() - at)?;
             let end = at + found.len;
             if matches!(found.source, Source::Data { .. }) {
                 bytes += found.len;
@@ -106,7 +145,7 @@ impl<'a> Copier<'a> {
                         false => end,
                     };
                     let stop = stop.min(end).min(align_down(at, unit) + unit);
-                    if !inside || !self.target.payload(block)?.has_space() {
+                    if !inside || !self.route.target.payload(block)?.has_space() {
                         if at / unit != new_in {
                             (new_in, new) = (at / unit, 0);
                         }
@@ -124,7 +163,7 @@ impl<'a> Copier<'a> {
 
     /// Bytes free for the target to grow into, if known.
     fn room(&self) -> Option<u64> {
-        let storage = self.target.storage();
+        let storage = self.route.target.storage();
         // A device has its length; what is free inside it is not asked here.
         let grows = storage.grows_with_zeros();
         grows.then(|| storage.available_space().unwrap_or(None)).flatten()
@@ -134,10 +173,10 @@ impl<'a> Copier<'a> {
     fn useless_to_consume(&self) -> Option<&'static str> {
         let volume = |image: &Image| image.storage().id().map(|id| id.0);
         let elsewhere =
-            |image: &Arc<Image>| volume(image).is_some_and(|v| volume(&self.target).is_some_and(|t| t != v));
+            |image: &Arc<Image>| volume(image).is_some_and(|v| volume(&self.route.target).is_some_and(|t| t != v));
         match () {
-            _ if self.merged.iter().all(elsewhere) => Some("the merged layers are on another file system"),
-            _ if !self.merged.iter().any(|layer| layer.storage().can_release()) => {
+            _ if self.route.merged.iter().all(elsewhere) => Some("the merged layers are on another file system"),
+            _ if !self.route.merged.iter().any(|layer| layer.storage().can_release()) => {
                 Some("the file system cannot release parts of a file")
             }
             _ => None,
@@ -149,7 +188,7 @@ impl<'a> Copier<'a> {
         let available = self.room();
         let too_little = |needed: u64| available.is_some_and(|available| available < needed);
         let all = self.pace.now().total;
-        let needed = match self.mode {
+        let needed = match self.route.mode {
             MergeMode::Reflink => return Ok(()),
             MergeMode::Auto | MergeMode::Copy if !too_little(all) => return Ok(()),
             MergeMode::Copy => all,
@@ -159,10 +198,10 @@ impl<'a> Copier<'a> {
             },
         };
         if !too_little(needed) {
-            self.mode = MergeMode::Consume;
+            self.route.mode = MergeMode::Consume;
             return Ok(());
         }
-        let why = match self.mode {
+        let why = match self.route.mode {
             MergeMode::Copy => None,
             _ => self.useless_to_consume(),
         };
@@ -173,8 +212,8 @@ impl<'a> Copier<'a> {
             }
             None => format!("the merge may need {needed} bytes and {available} are free"),
         };
-        let error = Error::new(ErrorKind::NoSpace, message).with_path(self.target.name());
-        Err(match self.mode {
+        let error = Error::new(ErrorKind::NoSpace, message).with_path(self.route.target.name());
+        Err(match self.route.mode {
             MergeMode::Copy => error.with_hint("use mode=consume, which needs next to no free space"),
             _ => error.with_hint("make room on the file system of this file"),
         })
@@ -182,7 +221,12 @@ impl<'a> Copier<'a> {
 
     /// Copies everything, and again what a live leaf was written meanwhile until little of it is left.
     pub(super) fn run(&mut self) -> Result<()> {
-        let mut at = 0;
+        let mut at = match self.route.mode {
+            // Takes turns with releasing.
+            MergeMode::Consume => 0,
+            _ if self.threads == 0 => 0,
+            _ => crew::copy(&self.route, self.size(), self.threads, &mut self.pace, &mut self.copied)?,
+        };
         while at < self.size() {
             match self.copy_step(at, self.size()) {
                 Ok(len) => at += len,
@@ -192,7 +236,7 @@ impl<'a> Copier<'a> {
                 }
                 Err(error) => return Err(error),
             }
-            if self.mode == MergeMode::Consume && self.is_time_to_release(at) {
+            if self.route.mode == MergeMode::Consume && self.is_time_to_release(at) {
                 self.release_to(at)?;
             }
         }
@@ -224,21 +268,22 @@ impl<'a> Copier<'a> {
     fn make_room(&mut self, at: u64, error: Error) -> Result<u64> {
         let unit = self.unit();
         let copied = align_down(at, unit) - self.released;
-        let may = matches!(self.mode, MergeMode::Auto | MergeMode::Consume) && self.useless_to_consume().is_none();
+        let may =
+            matches!(self.route.mode, MergeMode::Auto | MergeMode::Consume) && self.useless_to_consume().is_none();
         if !may || copied == 0 {
             return Err(error);
         }
-        self.mode = MergeMode::Consume;
+        self.route.mode = MergeMode::Consume;
         self.batch = (self.copied - self.copied_then) / 2;
         // The last unit is copied again: logging the release of the others takes space, too.
         let keep = self.released + if copied > unit { copied - unit } else { copied };
         let mut from = keep;
         let end = (at + STEP).min(self.size());
         while from < end {
-            let found = walk(&self.merged, 0, from, end - from)?;
+            let found = walk(&self.route.merged, 0, from, end - from)?;
             // ORDER: only what merged layers hide, and keep, is given up.
             if matches!(found.source, Source::Data { .. }) {
-                self.target.hollow(from, found.len)?;
+                self.route.target.hollow(from, found.len)?;
             }
             from += found.len;
         }
@@ -261,7 +306,7 @@ impl<'a> Copier<'a> {
         while let Some(marked) = watch.next(block) {
             // Forgotten before it is read: a write during the copy marks it again.
             watch.take(marked);
-            let geometry = *self.merged[0].geometry();
+            let geometry = *self.route.merged[0].geometry();
             let start = geometry.block_start(BlockIndex(marked));
             let end = start + geometry.block_len(BlockIndex(marked));
             let mut at = start;
@@ -275,49 +320,33 @@ impl<'a> Copier<'a> {
 
     /// Copies the first run of `[at, end)`; returns its length.
     fn copy_step(&mut self, at: u64, end: u64) -> Result<u64> {
-        let found = walk(&self.merged, 0, at, end - at)?;
-        let Source::Data { file_offset } = found.source else {
-            if matches!(found.source, Source::Zero(_)) {
-                self.target.zero(at, found.len, true)?;
+        let mut found = walk(&self.route.merged, 0, at, end - at)?;
+        if matches!(found.source, Source::Data { .. }) {
+            found.len = found.len.min(STEP);
+            if self.route.mode == MergeMode::Consume {
+                // Not across the end of a unit: there the others are released.
+                found.len = found.len.min(self.unit() - at % self.unit());
             }
-            self.pace.pass(found.len)?;
-            return Ok(found.len);
-        };
-        let len = match self.mode {
-            // Not across the end of a unit: there the others are released.
-            MergeMode::Consume => found.len.min(STEP).min(self.unit() - at % self.unit()),
-            _ => found.len.min(STEP),
-        };
-        let from = &self.merged[found.layer];
-        let raw: Option<&dyn Storage> = if from.is_dirty() { None } else { Some(&**from.storage()) };
-        let methods: &[CopyMethod] = match self.mode {
-            MergeMode::Copy => &[],
-            MergeMode::Reflink => &[CopyMethod::Reflink],
-            MergeMode::Auto | MergeMode::Consume => &[CopyMethod::Reflink, CopyMethod::Offload],
-        };
-        let payload = Payload::Copy {
-            source: from.view(),
-            raw,
-            file_offset,
-            len,
-            methods,
-            reflinked: &self.reflinked,
-        };
-        self.target.write(at, payload)?;
-        self.copied += len;
-        self.pace.advance(len, len)?;
-        Ok(len)
+        }
+        match self.route.copy(at, &found)? {
+            0 => self.pace.pass(found.len)?,
+            copied => {
+                self.copied += copied;
+                self.pace.advance(copied, copied)?;
+            }
+        }
+        Ok(found.len)
     }
 
     /// Releases the merged layers' blocks wholly inside the range, whose content the target now holds.
     fn release(&self, from: u64, to: u64) -> Result<()> {
         // ORDER: the target's copies are durable before anything is taken from the merged layers.
         if !Order::CopiedBeforeReleased.is_forgotten() {
-            self.target.commit()?;
+            self.route.target.commit()?;
         }
         // ORDER: lowest layer first, each durable before the next: a block must not become transparent while a lower
         // one still holds older data.
-        let mut lowest_first: Vec<_> = self.merged.iter().enumerate().rev().collect();
+        let mut lowest_first: Vec<_> = self.route.merged.iter().enumerate().rev().collect();
         if Order::LowestReleasedFirst.is_forgotten() {
             lowest_first.reverse();
         }
@@ -362,7 +391,7 @@ impl<'a> Copier<'a> {
                     ErrorKind::Io,
                     format!("the target differs from the merged layers in the {len} bytes at {at}"),
                 )
-                .with_path(self.target.name())
+                .with_path(self.route.target.name())
                 .with_offset(at)
                 .with_hint("nothing was removed; check the storage, then run the merge again"));
             }
@@ -372,11 +401,11 @@ impl<'a> Copier<'a> {
     }
 
     pub(super) fn reflinked(&self) -> u64 {
-        self.reflinked.load(Ordering::Relaxed)
+        self.route.reflinked.load(Ordering::Relaxed)
     }
 }
 
-fn fill(layers: &[Arc<Image>], found: &crate::chain::snapshot::Walk, buf: &mut [u8]) -> Result<()> {
+fn fill(layers: &[Arc<Image>], found: &Walk, buf: &mut [u8]) -> Result<()> {
     use crate::error::IoContext;
     match found.source {
         Source::Data { file_offset } => layers[found.layer]

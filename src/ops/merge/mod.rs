@@ -16,6 +16,7 @@
 //! merge again finishes it.
 
 mod copy;
+mod crew;
 pub(super) mod family;
 mod pending;
 pub(super) mod record;
@@ -244,14 +245,14 @@ impl<'a> Merge<'a> {
         copier.settle_mode()?;
         self.announce(!options.unlink)?;
         self.grow()?;
-        copier.target = self.target.clone();
+        copier.route.target = self.target.clone();
         if Order::CopiedBeforeRelink.is_forgotten() {
             let top = self.chain.layer(self.top)?.data_write_guid();
             for child in self.children.iter().map(|child| child.image.clone()) {
                 self.point_to_target(&child, Some(top), None)?;
             }
         }
-        copier.merged = self.chain.current().layers[self.top..self.base].to_vec();
+        copier.route.merged = self.chain.current().layers[self.top..self.base].to_vec();
         copier.watch = (self.top == 0).then(|| self.chain.start_watch());
         copier.run()?;
         // From here on nobody writes to a leaf that is being merged away.

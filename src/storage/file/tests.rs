@@ -429,3 +429,141 @@ fn block_devices_have_the_length_they_have() {
     Command::new("losetup").arg("-d").arg(&device).status().unwrap();
     result.unwrap();
 }
+
+/// A file around the page cache, as the file system wants it, or in units of 4096 bytes, which all devices take.
+fn direct(path: &Path, units: bool) -> Option<Arc<FileStorage>> {
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(path)
+        .unwrap();
+    let storage = FileStorage::from_file(file).unwrap();
+    if units {
+        storage.direct.set(Direct::new(Alignment::USUAL)).unwrap();
+    }
+    match storage.bypass_cache() {
+        Ok(()) => Some(storage),
+        Err(e) => {
+            eprintln!("SKIPPED: no O_DIRECT: {e}");
+            None
+        }
+    }
+}
+
+#[test]
+fn around_the_cache_any_request_does_the_same() {
+    let (_dir, path) = tree();
+    for units in [false, true] {
+        let Some(file) = direct(&path.join("a"), units) else {
+            return;
+        };
+        let flags = sys::status_flags(file.file.as_fd()).unwrap();
+        assert_ne!(flags & libc::O_DIRECT, 0);
+        let mut model: Vec<u8> = Vec::new();
+        let mut state = 7u64;
+        let mut random = |limit: u64| {
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (state >> 33) % limit
+        };
+        let mut memory = vec![0; (3 << 20) + 8192];
+        for step in 0..600 {
+            let scale = [1, 512, 4096][random(3) as usize];
+            let at = random((4 << 20) / scale) * scale;
+            let most = if random(20) == 0 { 2 << 20 } else { 20_000 };
+            let len = ((1 + random(most / scale + 1)) * scale) as usize;
+            // Aligned memory, or not.
+            let skip = memory.as_ptr().align_offset(4096) + random(2) as usize * 3;
+            let buf = &mut memory[skip..][..len];
+            let end = at as usize + len;
+            match random(5) {
+                0 | 1 => {
+                    buf.fill(step as u8 | 1);
+                    file.write_at(buf, at).unwrap();
+                    model.resize(model.len().max(end), 0);
+                    model[at as usize..end].copy_from_slice(buf);
+                }
+                2 => {
+                    let end = end.min(model.len());
+                    if at < end as u64 {
+                        file.zero_range(at, end as u64 - at).unwrap();
+                        model[at as usize..end].fill(0);
+                    }
+                }
+                3 if random(10) == 0 => {
+                    model.resize(at as usize, 0);
+                    file.set_len(at).unwrap();
+                }
+                _ if end <= model.len() => {
+                    file.read_at(buf, at).unwrap();
+                    assert!(buf == &model[at as usize..end], "{step}: {len} at {at}");
+                }
+                _ => {
+                    let error = file.read_at(buf, at).unwrap_err();
+                    assert_eq!(error.kind(), io::ErrorKind::UnexpectedEof, "{step}: {len} at {at}");
+                }
+            }
+            assert_eq!(file.len().unwrap(), model.len() as u64, "{step}");
+        }
+        file.flush(Barrier::Payload).unwrap();
+        assert!(fs::read(path.join("a")).unwrap() == model);
+    }
+}
+
+#[test]
+fn around_the_cache_neighbours_in_a_unit_do_not_undo_each_other() {
+    let (_dir, path) = tree();
+    let Some(file) = direct(&path.join("a"), true) else {
+        return;
+    };
+    file.write_at(&[0xEE; 4096], 0).unwrap();
+    std::thread::scope(|scope| {
+        for owner in 0..4u64 {
+            let file = &file;
+            scope.spawn(move || {
+                for round in 0..300u32 {
+                    let byte = if owner == 3 { 0 } else { round as u8 | 1 };
+                    let at = owner * 1024;
+                    match byte {
+                        0 => {
+                            file.write_at(&[9; 1024], at).unwrap();
+                            file.zero_range(at, 1024).unwrap();
+                        }
+                        _ => file.write_at(&[byte; 1024], at).unwrap(),
+                    }
+                    let mut found = [0xEE; 1024];
+                    file.read_at(&mut found, at).unwrap();
+                    assert!(found == [byte; 1024], "{owner}, {round}: {}", found[0]);
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn around_the_cache_ranges_are_copied() {
+    let (_dir, path) = tree();
+    let Some(from) = direct(&path.join("a"), false) else {
+        return;
+    };
+    let to = direct(&path.join("b"), false).unwrap();
+    let content: Vec<u8> = (0..3 << 20).map(|i: u32| (i / 1000) as u8).collect();
+    from.write_at(&content, 0).unwrap();
+    to.set_len(4 << 20).unwrap();
+    for method in [CopyMethod::Reflink, CopyMethod::Offload] {
+        match to.copy_range_from(&*from, 0, 1 << 20, 3 << 20, method) {
+            Ok(()) => {
+                let mut found = vec![0; content.len()];
+                to.read_at(&mut found, 1 << 20).unwrap();
+                assert!(found == content, "{method:?}");
+                to.zero_range(1 << 20, 3 << 20).unwrap();
+            }
+            // The caller copies by hand then.
+            Err(e) => assert!(
+                is_unsupported(&e) || e.raw_os_error() == Some(libc::EXDEV),
+                "{method:?}: {e}"
+            ),
+        }
+    }
+}

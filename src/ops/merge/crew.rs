@@ -1,0 +1,132 @@
+//! The first pass of a merge with several threads: the caller's plans, reports and keeps to the rate, the others copy.
+//! Pieces end in any order, which is as good: nothing of the merged layers is given up before all have.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{channel, sync_channel, Receiver, Sender, SyncSender};
+use std::thread;
+
+use parking_lot::Mutex;
+
+use super::copy::{Route, STEP};
+use crate::chain::snapshot::{walk, Walk};
+use crate::error::{Error, ErrorKind, Result};
+use crate::image::lookup::Source;
+use crate::ops::pace::Pace;
+
+/// What the threads share.
+struct Crew<'a> {
+    route: &'a Route,
+    size: u64,
+    /// Why it stops before the end.
+    failure: Mutex<Option<Error>>,
+    /// Everything below is copied, once the threads have ended.
+    sound: AtomicU64,
+}
+
+/// A piece to copy, and where on the disk it is.
+type Piece = (u64, Walk);
+
+/// Copies what the merged layers hold. Returns up to where it is copied: the end, or less when the storage was full.
+pub(super) fn copy(route: &Route, size: u64, threads: usize, pace: &mut Pace<'_>, copied: &mut u64) -> Result<u64> {
+    let crew = Crew {
+        route,
+        size,
+        failure: Mutex::new(None),
+        sound: AtomicU64::new(size),
+    };
+    let (orders, pieces) = sync_channel::<Piece>(2 * threads);
+    let (done, reports) = channel();
+    let pieces = Mutex::new(pieces);
+    thread::scope(|scope| {
+        let mut workers = Vec::new();
+        for _ in 0..threads {
+            let (crew, pieces, done) = (&crew, &pieces, done.clone());
+            let worker = thread::Builder::new().name("avhdx-copy".into());
+            match worker.spawn_scoped(scope, move || crew.work(pieces, &done)) {
+                Ok(worker) => workers.push(worker),
+                Err(cause) => crew.stop(Error::io("start a thread to copy", cause)),
+            }
+        }
+        drop(done);
+        if let Err(error) = crew.plan(orders, &reports, pace, copied) {
+            crew.stop(error);
+        }
+        for worker in workers {
+            if let Err(panic) = worker.join() {
+                std::panic::resume_unwind(panic);
+            }
+        }
+    });
+    match crew.failure.into_inner() {
+        None => Ok(size),
+        Some(error) if error.kind() == ErrorKind::NoSpace => Ok(crew.sound.into_inner()),
+        Some(error) => Err(error),
+    }
+}
+
+impl Crew<'_> {
+    fn stop(&self, error: Error) {
+        self.failure.lock().get_or_insert(error);
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.failure.lock().is_some()
+    }
+
+    /// The caller's part.
+    fn plan(
+        &self,
+        orders: SyncSender<Piece>,
+        reports: &Receiver<u64>,
+        pace: &mut Pace<'_>,
+        copied: &mut u64,
+    ) -> Result<()> {
+        let mut report = |len: u64, pace: &mut Pace<'_>| {
+            *copied += len;
+            pace.advance(len, len)
+        };
+        let mut at = 0;
+        while at < self.size && !self.is_stopped() {
+            let mut found = walk(&self.route.merged, 0, at, self.size - at)?;
+            if let Source::Data { .. } = found.source {
+                found.len = found.len.min(STEP);
+            } else {
+                pace.pass(found.len)?;
+            }
+            let next = at + found.len;
+            // Nobody takes it when no thread could be started.
+            if orders.send((at, found)).is_err() {
+                break;
+            }
+            at = next;
+            for len in reports.try_iter() {
+                report(len, pace)?;
+            }
+        }
+        drop(orders);
+        for len in reports {
+            report(len, pace)?;
+        }
+        Ok(())
+    }
+
+    /// The part of each thread.
+    fn work(&self, pieces: &Mutex<Receiver<Piece>>, done: &Sender<u64>) {
+        loop {
+            let next = pieces.lock().recv();
+            let Ok((at, found)) = next else { return };
+            if !self.is_stopped() {
+                match self.route.copy(at, &found) {
+                    Ok(0) => continue,
+                    Ok(len) => {
+                        // Nobody listens any more after a failure, which says more.
+                        let _ = done.send(len);
+                        continue;
+                    }
+                    Err(error) => self.stop(error),
+                }
+            }
+            self.sound.fetch_min(at, Ordering::Relaxed);
+        }
+    }
+}
