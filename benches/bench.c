@@ -205,10 +205,16 @@ void disk_to_raw(avhdx_disk *disk, const char *path)
     need_sys(fdatasync(fd) == 0 && close(fd) == 0, path);
 }
 
+void file_forget(int fd)
+{
+    need_sys(posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED) == 0, "dropping a file");
+}
+
 void file_read_in(int fd)
 {
     static char buf[MIB];
-    need_sys(fdatasync(fd) == 0 && posix_fadvise(fd, 0, 0, POSIX_FADV_DONTNEED) == 0, "dropping a file");
+    need_sys(fdatasync(fd) == 0, "making a file durable");
+    file_forget(fd);
     ssize_t len;
     for (off_t at = 0; (len = pread(fd, buf, sizeof buf, at)) > 0; at += len)
         ;
@@ -219,6 +225,12 @@ void disk_read_in(avhdx_disk *disk)
 {
     for (int layer = 0; layer < avhdx_layer_count(disk); layer++)
         file_read_in(avhdx_layer_fd(disk, layer));
+}
+
+void disk_forget(avhdx_disk *disk)
+{
+    for (int layer = 0; layer < avhdx_layer_count(disk); layer++)
+        file_forget(avhdx_layer_fd(disk, layer));
 }
 
 int main(int argc, char **argv)

@@ -78,8 +78,11 @@ void disk_to_raw(avhdx_disk *disk, const char *path);
 /* Makes a file durable, drops it from the page cache and reads it in again from its start to its end, so that the pages
  * are those of a file that was read, however it was written. */
 void file_read_in(int fd);
+/* Drops a file, which is durable, from the page cache. */
+void file_forget(int fd);
 /* The same for every file of a disk. */
 void disk_read_in(avhdx_disk *disk);
+void disk_forget(avhdx_disk *disk);
 /* Runs a command; stops the program when it fails. */
 void command(const char *format, ...) __attribute__((format(printf, 1, 2)));
 

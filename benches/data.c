@@ -85,6 +85,8 @@ struct subject {
     int fd;
     uint64_t size, unit, count;
     bool random, write;
+    /* Not in the page cache. */
+    bool cold;
     /* Make durable after so many, 0 for never; with so many fdatasyncs where the subject is a file. */
     uint64_t flush, syncs;
     uint64_t seed;
@@ -140,6 +142,15 @@ static void run(void *arg)
     }
 }
 
+static double taken(struct subject *s)
+{
+    if (s->cold && s->disk)
+        disk_forget(s->disk);
+    else if (s->cold)
+        file_forget(s->fd);
+    return timed(run, s);
+}
+
 /* Turns in a round. */
 #define TURNS 16
 
@@ -156,11 +167,11 @@ static double compare(struct row *row, struct subject *a, struct subject *b)
         for (int turn = 0; turn < TURNS; turn++) {
             part_a.seed = part_b.seed = (uint64_t)(round * TURNS + turn);
             if (turn % 2) {
-                of_a += timed(run, &part_a);
-                of_b += timed(run, &part_b);
+                of_a += taken(&part_a);
+                of_b += taken(&part_b);
             } else {
-                of_b += timed(run, &part_b);
-                of_a += timed(run, &part_a);
+                of_b += taken(&part_b);
+                of_a += taken(&part_a);
             }
         }
         if (round)
@@ -169,9 +180,9 @@ static double compare(struct row *row, struct subject *a, struct subject *b)
     return row_end(row);
 }
 
-static int raw_open(const char *path)
+static int raw_open(const char *path, int flags)
 {
-    int fd = open(path, O_RDWR | O_CLOEXEC);
+    int fd = open(path, O_RDWR | O_CLOEXEC | flags);
     need_sys(fd >= 0, path);
     return fd;
 }
@@ -224,6 +235,33 @@ static double limit(avhdx_disk *disk, const char *name, struct subject shape, ui
 #define SEQUENTIAL ((struct subject){.size = SIZE, .unit = MIB, .count = 1024})
 #define RANDOM ((struct subject){.size = SIZE, .unit = 4 * KIB, .count = 200000, .random = true})
 
+/* From the device: what is not in the page cache, and what goes around it. */
+static void cold(const char *leaf, const char *raw)
+{
+    avhdx_disk *disk = disk_open(leaf, "read-only=on");
+    int fd = raw_open(raw, 0);
+    struct subject sequential = SEQUENTIAL, random = RANDOM;
+    sequential.cold = random.cold = true;
+    random.count = 3200;
+    struct subject a = of_disk(disk, sequential), b = of_file(fd, sequential);
+    struct row row = row_begin("sequential read 1 MiB, depth 8, cold", INFORMATION, 0, "x pread");
+    compare(&row, &a, &b);
+    a = of_disk(disk, random), b = of_file(fd, random);
+    row = row_begin("random read 4 KiB, depth 8, cold", INFORMATION, 0, "x pread");
+    compare(&row, &a, &b);
+    disk_close(disk);
+    close(fd);
+
+    disk = disk_open(leaf, "read-only=on,cache=none");
+    fd = raw_open(raw, O_DIRECT);
+    random.cold = false;
+    a = of_disk(disk, random), b = of_file(fd, random);
+    row = row_begin("random read 4 KiB, depth 8, cache=none, and pread with O_DIRECT", INFORMATION, 0, "x pread");
+    compare(&row, &a, &b);
+    disk_close(disk);
+    close(fd);
+}
+
 void bench_reads(void)
 {
     static const int depths[] = {1, 8, 32};
@@ -232,7 +270,7 @@ void bench_reads(void)
         const char *leaf = in_work("scattered-%d", depth), *raw = in_work("scattered-%d.raw", depth);
         scattered(depth, leaf, raw);
         avhdx_disk *disk = disk_open(leaf, "read-only=on");
-        int fd = raw_open(raw);
+        int fd = raw_open(raw, 0);
         disk_read_in(disk);
         file_read_in(fd);
         char name[96];
@@ -248,6 +286,8 @@ void bench_reads(void)
         compare(&row, &a, &b);
         disk_close(disk);
         close(fd);
+        if (depth == 8)
+            cold(leaf, raw);
         if (depth != 1)
             command("rm -f '%s'*", leaf);
     }
@@ -267,7 +307,7 @@ void bench_reads(void)
     const char *shreds = in_work("shredded"), *raw = in_work("shredded.raw");
     shredded(shreds, raw);
     avhdx_disk *disk = disk_open(shreds, "read-only=on");
-    int fd = raw_open(raw);
+    int fd = raw_open(raw, 0);
     disk_read_in(disk);
     file_read_in(fd);
     struct subject shape = {.size = 256 * MIB, .unit = 4 * KIB, .count = 200000, .random = true};
@@ -318,7 +358,7 @@ void bench_writes(void)
     if (access(flat, F_OK) != 0)
         scattered(1, flat, in_work("scattered-1.raw"));
     avhdx_disk *disk = disk_open(flat, "");
-    int fd = raw_open(in_work("scattered-1.raw"));
+    int fd = raw_open(in_work("scattered-1.raw"), 0);
     disk_read_in(disk);
     file_read_in(fd);
     struct subject shape = RANDOM;
@@ -367,7 +407,7 @@ void bench_threads(void)
     for (int write = 0; write <= 1; write++) {
         for (int is_disk = 1; is_disk >= 0; is_disk--) {
             avhdx_disk *disk = is_disk ? disk_open(flat, "") : NULL;
-            int fd = is_disk ? -1 : raw_open(in_work("scattered-1.raw"));
+            int fd = is_disk ? -1 : raw_open(in_work("scattered-1.raw"), 0);
             struct subject shape = RANDOM;
             shape.write = write;
             shape.count = write ? 50000 : 200000;
