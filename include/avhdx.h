@@ -760,8 +760,8 @@ int avhdx_pread(avhdx_disk *disk, void *buf, size_t count, uint64_t offset);
 int avhdx_pwrite(avhdx_disk *disk, const void *buf, size_t count, uint64_t offset, uint32_t flags);
 
 /*
- * As avhdx_pread, into iovcnt buffers one after another. disk: not NULL; iov: not NULL unless iovcnt is 0.
- * Concurrent on one disk. Since 1.0.
+ * As avhdx_pread, into iovcnt buffers one after another, which do not overlap. disk: not NULL; iov: not NULL unless
+ * iovcnt is 0. Concurrent on one disk. Since 1.0.
  */
 int avhdx_preadv(avhdx_disk *disk, const struct iovec *iov, int iovcnt, uint64_t offset);
 

@@ -4,6 +4,7 @@
 #[path = "common/shape.rs"]
 mod shape;
 
+use std::io::IoSliceMut;
 use std::sync::Arc;
 
 use avhdx::ops;
@@ -77,6 +78,11 @@ fn a_read_is_one_call_at_any_depth() {
         // What is contiguous in the file is one as well.
         let cost = disk.cost(|chain| chain.read(&mut vec![0; MIB as usize], 5 * MIB).unwrap());
         assert_eq!(cost, ONE_CALL, "depth {depth}, a block");
+        let mut pages = vec![[0; 4096]; 64];
+        let mut bufs: Vec<_> = pages.iter_mut().map(|page| IoSliceMut::new(page)).collect();
+        let cost = disk.cost(|chain| chain.read_vectored(&mut bufs, 7 * MIB + 512).unwrap());
+        assert_eq!(cost, ONE_CALL, "depth {depth}, a vector");
+        assert!(pages.iter().all(|page| *page == [7; 4096]));
     }
 }
 

@@ -1,5 +1,6 @@
 //! Random operations on random chains against an in-memory model: all bytes compared and `check` run after each step.
 
+use std::io::IoSliceMut;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -251,6 +252,19 @@ impl World {
             panic!("byte {at:#x} is {:#x}, wanted {:#x}", found[at], self.layers[0][at]);
         }
         assert_eq!(self.chain().layer_count(), self.layers.len());
+
+        // Into buffers of many sizes, none among them.
+        let mut again = vec![0xEE; found.len()];
+        let mut sizes = [1, 511, 4096, 0, 512, 70_000, 1 << 20].into_iter().cycle();
+        let mut bufs = Vec::new();
+        let mut rest = &mut again[..];
+        while !rest.is_empty() {
+            let (buf, later) = rest.split_at_mut(sizes.next().unwrap().min(rest.len()));
+            bufs.push(IoSliceMut::new(buf));
+            rest = later;
+        }
+        self.chain().read_vectored(&mut bufs, 0).unwrap();
+        assert!(again == found, "read into many buffers it differs");
     }
 
     fn check_files(&self) {

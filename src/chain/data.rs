@@ -1,5 +1,6 @@
 //! The data plane.
 
+use std::io::IoSliceMut;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::Arc;
 
@@ -81,9 +82,14 @@ impl Chain {
 
     #[inline(always)]
     fn read_once(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+        self.read_from(offset, buf.len() as u64, |snapshot| snapshot.read(buf, offset))
+    }
+
+    #[inline(always)]
+    fn read_from(&self, offset: u64, len: u64, read: impl FnOnce(&Snapshot) -> Result<()>) -> Result<()> {
         let snapshot = self.snapshot.load();
-        check_range(offset, buf.len() as u64, snapshot.leaf().virtual_size())?;
-        snapshot.read(buf, offset)?;
+        check_range(offset, len, snapshot.leaf().virtual_size())?;
+        read(&snapshot)?;
         if snapshot.map.is_full() {
             self.renew(&snapshot);
         }
@@ -93,6 +99,12 @@ impl Chain {
     #[cold]
     fn read_again(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         self.read_stable(|| self.read_once(buf, offset))
+    }
+
+    /// Reads into several buffers, one after another, as [`Chain::read`].
+    pub fn read_vectored(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> Result<()> {
+        let len = bufs.iter().map(|buf| buf.len() as u64).sum();
+        self.read_stable(|| self.read_from(offset, len, |snapshot| snapshot.read_vectored(bufs, offset)))
     }
 
     /// The map takes more memory than it may: begins a fresh one, unless somebody changed the layers meanwhile.

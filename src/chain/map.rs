@@ -35,6 +35,19 @@ pub(crate) enum Below {
     Data { layer: usize, file_offset: u64 },
 }
 
+impl Below {
+    /// The same, `len` bytes further.
+    pub(crate) fn skip(self, len: u64) -> Below {
+        match self {
+            Below::Zero => Below::Zero,
+            Below::Data { layer, file_offset } => Below::Data {
+                layer,
+                file_offset: file_offset + len,
+            },
+        }
+    }
+}
+
 /// A part of the arena of lists.
 type Chunk = Box<[OnceLock<List>]>;
 

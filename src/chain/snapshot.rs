@@ -1,5 +1,6 @@
 //! The layers of a chain at one moment, and reading through them.
 
+use std::io::IoSliceMut;
 use std::sync::Arc;
 
 use super::map::{Below, CompositeMap};
@@ -106,40 +107,88 @@ impl Snapshot {
         offset: u64,
         resolve: impl Fn(u64, u64) -> Result<(u64, Below)>,
     ) -> Result<()> {
-        let mut at = offset;
-        let mut next = if buf.is_empty() {
-            None
-        } else {
-            Some(resolve(at, buf.len() as u64)?)
-        };
-        while let Some((mut len, below)) = next.take() {
-            // Join what is one sequence in the same file, whatever the blocks.
-            while len < buf.len() as u64 {
-                let (more, after) = resolve(at + len, buf.len() as u64 - len)?;
-                let joins = match (below, after) {
-                    (Below::Zero, Below::Zero) => true,
-                    (
-                        Below::Data { layer, file_offset },
-                        Below::Data {
-                            layer: l,
-                            file_offset: f,
-                        },
-                    ) => layer == l && file_offset + len == f,
-                    _ => false,
-                };
-                if !joins {
-                    next = Some((more, after));
-                    break;
-                }
-                len += more;
-            }
-            let (part, rest) = buf.split_at_mut(len as usize);
-            self.read_run(part, below)?;
+        for_each_run(offset, buf.len() as u64, resolve, |len, below| {
+            let (part, rest) = std::mem::take(&mut buf).split_at_mut(len as usize);
             buf = rest;
-            at += len;
+            self.read_run(part, below)
+        })
+    }
+
+    /// Reads the disk into several buffers, one after another.
+    pub(crate) fn read_vectored(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> Result<()> {
+        let len = bufs.iter().map(|buf| buf.len() as u64).sum();
+        // The buffer that the next bytes go to, and how many it has.
+        let (mut index, mut filled) = (0, 0);
+        let resolve = |offset, len| self.resolve(offset, len);
+        for_each_run(offset, len, resolve, |mut len, mut below| {
+            while len > 0 {
+                let mut whole = index;
+                let mut part = 0;
+                while filled == 0 && whole < bufs.len() && part + bufs[whole].len() as u64 <= len {
+                    part += bufs[whole].len() as u64;
+                    whole += 1;
+                }
+                if whole > index {
+                    self.read_run_vectored(&mut bufs[index..whole], below)?;
+                    index = whole;
+                } else {
+                    let buf = &mut bufs[index][filled..];
+                    part = len.min(buf.len() as u64);
+                    self.read_run(&mut buf[..part as usize], below)?;
+                    filled += part as usize;
+                    if filled == bufs[index].len() {
+                        (index, filled) = (index + 1, 0);
+                    }
+                }
+                len -= part;
+                below = below.skip(part);
+            }
+            Ok(())
+        })
+    }
+
+    fn read_run_vectored(&self, bufs: &mut [IoSliceMut<'_>], below: Below) -> Result<()> {
+        match below {
+            Below::Zero => bufs.iter_mut().for_each(|buf| buf.fill(0)),
+            Below::Data { layer, file_offset } => {
+                let image = &self.layers[layer];
+                image
+                    .view()
+                    .read_vectored_at(bufs, file_offset)
+                    .context(|| format!("read {} buffers at file offset {file_offset:#x}", bufs.len()))
+                    .at(image.name())
+                    .map_err(|e| seldom(|| e.with_layer(layer)))?;
+            }
         }
         Ok(())
     }
+}
+
+/// Calls `each` for the runs of a range: what is one sequence in the same file, whatever the blocks.
+fn for_each_run(
+    offset: u64,
+    len: u64,
+    resolve: impl Fn(u64, u64) -> Result<(u64, Below)>,
+    mut each: impl FnMut(u64, Below) -> Result<()>,
+) -> Result<()> {
+    let (mut at, end) = (offset, offset + len);
+    let mut next = match len {
+        0 => None,
+        _ => Some(resolve(at, len)?),
+    };
+    while let Some((mut len, below)) = next.take() {
+        while at + len < end {
+            let (more, after) = resolve(at + len, end - at - len)?;
+            if below.skip(len) != after {
+                next = Some((more, after));
+                break;
+            }
+            len += more;
+        }
+        each(len, below)?;
+        at += len;
+    }
+    Ok(())
 }
 
 /// Asks `layers[from..]` in turn who decides the first bytes of a range. A layer that ends before `offset` hides what

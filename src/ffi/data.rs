@@ -7,6 +7,7 @@
 //! begins after it returned; it survives power loss after avhdx_flush, or with AVHDX_FUA when it returns.
 
 use std::ffi::{c_int, c_void};
+use std::io::IoSliceMut;
 
 use libc::iovec;
 
@@ -57,6 +58,12 @@ pub struct avhdx_extent {
 
 /// Most bytes gathered from small pieces before they are written.
 const GATHER: usize = 1 << 20;
+
+/// Parts of so many bytes are not gathered where they need not be.
+const LARGE: usize = 64 << 10;
+
+/// Buffers read into at once.
+const VECTOR: usize = 64;
 
 /// Boundaries at multiples of this are sector boundaries of every disk.
 const SECTOR: u64 = 4096;
@@ -170,11 +177,11 @@ pub unsafe extern "C" fn avhdx_pwrite(
     })
 }
 
-/// As avhdx_pread, into iovcnt buffers one after another. disk: not NULL; iov: not NULL unless iovcnt is 0.
-/// Concurrent on one disk. Since 1.0.
+/// As avhdx_pread, into iovcnt buffers one after another, which do not overlap. disk: not NULL; iov: not NULL unless
+/// iovcnt is 0. Concurrent on one disk. Since 1.0.
 ///
 /// # Safety
-/// Each pointer is NULL or as described; `disk` is not closed before the call ends.
+/// Each pointer is NULL or as described; the buffers do not overlap; `disk` is not closed before the call ends.
 #[no_mangle]
 pub unsafe extern "C" fn avhdx_preadv(disk: *mut avhdx_disk, iov: *const iovec, iovcnt: c_int, offset: u64) -> c_int {
     guard(|| {
@@ -183,11 +190,17 @@ pub unsafe extern "C" fn avhdx_preadv(disk: *mut avhdx_disk, iov: *const iovec, 
         let read = |disk: &avhdx_disk| {
             check_vector(disk, iov, offset)?;
             let mut at = offset;
-            for part in iov {
-                // SAFETY: the caller's promise for each member is that of `buffer_mut`.
-                let buf = unsafe { buffer_mut(part.iov_base, part.iov_len, "iov_base", at) }?;
-                disk.chain.read(buf, at)?;
-                at += part.iov_len as u64;
+            for some in iov.chunks(VECTOR) {
+                let mut bufs = std::array::from_fn::<_, VECTOR, _>(|_| IoSliceMut::new(&mut []));
+                let mut len = 0;
+                for (buf, part) in bufs.iter_mut().zip(some) {
+                    // SAFETY: the caller's promise for each member is that of `buffer_mut`, and that no two overlap.
+                    let bytes = unsafe { buffer_mut(part.iov_base, part.iov_len, "iov_base", at) }?;
+                    *buf = IoSliceMut::new(bytes);
+                    len += part.iov_len as u64;
+                }
+                disk.chain.read_vectored(&mut bufs[..some.len()], at)?;
+                at += len;
             }
             Ok(())
         };
@@ -229,10 +242,11 @@ pub unsafe extern "C" fn avhdx_pwritev(
     })
 }
 
-/// Writes parts one after another, so that no sector is ever half written: parts that end within a sector are
-/// gathered.
+/// Writes parts one after another, so that no sector is ever half written, and small ones not one by one: what is small or
+/// ends within a sector is gathered.
 fn write_parts(disk: &avhdx_disk, parts: &[&[u8]], offset: u64, len: u64, fua: bool) -> Result<()> {
     let end = offset + len;
+    let write = |bytes: &[u8], at: u64| disk.chain.write(bytes, at, fua && at + bytes.len() as u64 == end);
     if len == 0 {
         return disk.chain.write(&[], offset, fua);
     }
@@ -241,9 +255,16 @@ fn write_parts(disk: &avhdx_disk, parts: &[&[u8]], offset: u64, len: u64, fua: b
     for part in parts {
         let mut part = *part;
         while !part.is_empty() {
+            let reached = at + gathered.len() as u64;
+            let is_large = part.len() >= LARGE;
+            if is_large && !gathered.is_empty() && reached % SECTOR == 0 {
+                write(&gathered, at)?;
+                at = reached;
+                gathered.clear();
+            }
             let reached = at + gathered.len() as u64 + part.len() as u64;
-            if gathered.is_empty() && (reached % SECTOR == 0 || reached == end) {
-                disk.chain.write(part, at, fua && reached == end)?;
+            if gathered.is_empty() && (reached == end || is_large && reached % SECTOR == 0) {
+                write(part, at)?;
                 at = reached;
                 break;
             }
@@ -251,11 +272,14 @@ fn write_parts(disk: &avhdx_disk, parts: &[&[u8]], offset: u64, len: u64, fua: b
             let limit = (at + GATHER as u64) / SECTOR * SECTOR;
             let room = usize::try_from(limit - at).unwrap_or(GATHER) - gathered.len();
             let (now, later) = part.split_at(part.len().min(room));
+            if gathered.is_empty() {
+                gathered.reserve(room.min(usize::try_from(end - at).unwrap_or(GATHER)));
+            }
             gathered.extend_from_slice(now);
             part = later;
             let reached = at + gathered.len() as u64;
-            if reached % SECTOR == 0 || reached == end {
-                disk.chain.write(&gathered, at, fua && reached == end)?;
+            if reached == limit || reached == end {
+                write(&gathered, at)?;
                 at = reached;
                 gathered.clear();
             }

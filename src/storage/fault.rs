@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::collections::HashMap;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -179,6 +179,11 @@ impl Storage for FaultStorage {
     fn read_at(&self, buf: &mut [u8], file_offset: u64) -> io::Result<()> {
         self.state.check(false)?;
         self.inner.read_at(buf, file_offset)
+    }
+
+    fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], file_offset: u64) -> io::Result<()> {
+        self.state.check(false)?;
+        self.inner.read_vectored_at(bufs, file_offset)
     }
 
     fn write_at(&self, buf: &[u8], file_offset: u64) -> io::Result<()> {

@@ -2,7 +2,7 @@
 
 use std::any::Any;
 use std::fs::{self, File, OpenOptions};
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, OpenOptionsExt};
@@ -121,6 +121,27 @@ impl Storage for FileStorage {
             Ok(len) if len == buf.len() => Ok(()),
             _ => self.read_patiently(buf, file_offset),
         }
+    }
+
+    fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], file_offset: u64) -> io::Result<()> {
+        let all: u64 = bufs.iter().map(|buf| buf.len() as u64).sum();
+        let done = match self.direct.get() {
+            None => sys::read_vectored(self.file.as_fd(), bufs, file_offset)?,
+            Some(_) => 0,
+        };
+        if done == all {
+            return Ok(());
+        }
+        // Came short, or more buffers than the kernel takes, or each is to be looked at by itself.
+        let mut at = 0;
+        for buf in bufs {
+            let end = at + buf.len() as u64;
+            if end > done {
+                self.read_at(buf, file_offset + at)?;
+            }
+            at = end;
+        }
+        Ok(())
     }
 
     fn write_at(&self, buf: &[u8], file_offset: u64) -> io::Result<()> {

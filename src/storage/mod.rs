@@ -26,7 +26,7 @@ pub(crate) use order::Order;
 
 use std::any::Any;
 use std::fmt::Debug;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -99,6 +99,16 @@ pub struct FileId(pub u64, pub u64);
 pub trait Storage: Send + Sync + Debug {
     /// Reads exactly `buf.len()` bytes at `file_offset`; a range past the end is `UnexpectedEof`.
     fn read_at(&self, buf: &mut [u8], file_offset: u64) -> io::Result<()>;
+
+    /// The same into several buffers, one after another.
+    fn read_vectored_at(&self, bufs: &mut [IoSliceMut<'_>], file_offset: u64) -> io::Result<()> {
+        let mut at = file_offset;
+        for buf in bufs {
+            self.read_at(buf, at)?;
+            at += buf.len() as u64;
+        }
+        Ok(())
+    }
 
     /// Writes all of `buf` at `file_offset`, growing the file when needed. Not durable until [`Storage::flush`].
     fn write_at(&self, buf: &[u8], file_offset: u64) -> io::Result<()>;

@@ -10,7 +10,7 @@
 
 use std::ffi::CString;
 use std::fs::File;
-use std::io;
+use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd};
 use std::os::unix::ffi::OsStrExt;
@@ -149,6 +149,17 @@ pub(super) fn direct_alignment(fd: BorrowedFd<'_>) -> io::Result<Option<(u32, u3
     let info = unsafe { info.assume_init() };
     let known = info.stx_mask & libc::STATX_DIOALIGN != 0;
     Ok(known.then_some((info.stx_dio_mem_align, info.stx_dio_offset_align)))
+}
+
+/// preadv; returns the bytes read, possibly fewer than there is room for, 0 at the end of the file.
+pub(super) fn read_vectored(fd: BorrowedFd<'_>, bufs: &mut [IoSliceMut<'_>], start: u64) -> io::Result<u64> {
+    // More are refused.
+    let count = bufs.len().min(libc::UIO_MAXIOV as usize) as libc::c_int;
+    let start = offset(start)?;
+    // SAFETY: an `IoSliceMut` is an `iovec` by its documentation; the kernel writes into `count` of them, which are
+    // borrowed for the call; the descriptor is open while borrowed.
+    retry(|| unsafe { libc::preadv(fd.as_raw_fd(), bufs.as_mut_ptr().cast(), count, start) } as i64)
+        .map(|len| len as u64)
 }
 
 /// State of one byte's open file description lock.
