@@ -149,6 +149,9 @@ impl Direct {
             }
             return self.write_pieces(file, buf, at);
         }
+        if buf.is_empty() {
+            return Ok(());
+        }
         let _alone = self.changing.write();
         let (len, end) = (file.metadata()?.len(), at + buf.len() as u64);
         self.write_pieces(file, buf, at)?;

@@ -1,6 +1,7 @@
 //! The first pass of a merge with several threads: the caller's plans, reports and keeps to the rate, the others copy.
 //! Pieces end in any order, which is as good: nothing of the merged layers is given up before all have.
 
+use std::panic::{catch_unwind, resume_unwind, AssertUnwindSafe};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{channel, sync_channel, Receiver, Sender, SyncSender};
 use std::thread;
@@ -53,7 +54,7 @@ pub(super) fn copy(route: &Route, size: u64, threads: usize, pace: &mut Pace<'_>
         }
         for worker in workers {
             if let Err(panic) = worker.join() {
-                std::panic::resume_unwind(panic);
+                resume_unwind(panic);
             }
         }
     });
@@ -83,7 +84,11 @@ impl Crew<'_> {
     ) -> Result<()> {
         let mut report = |len: u64, pace: &mut Pace<'_>| {
             *copied += len;
-            pace.advance(len, len)
+            match len {
+                // Zeros, which were passed.
+                0 => Ok(()),
+                _ => pace.advance(len, len),
+            }
         };
         let mut at = 0;
         while at < self.size && !self.is_stopped() {
@@ -94,7 +99,7 @@ impl Crew<'_> {
                 pace.pass(found.len)?;
             }
             let next = at + found.len;
-            // Nobody takes it when no thread could be started.
+            // Waits for a thread: all take pieces until there are none, whatever happens to them.
             if orders.send((at, found)).is_err() {
                 break;
             }
@@ -110,23 +115,30 @@ impl Crew<'_> {
         Ok(())
     }
 
-    /// The part of each thread.
+    /// The part of each thread. After a failure, its own or another's, it only takes what the caller still hands out.
     fn work(&self, pieces: &Mutex<Receiver<Piece>>, done: &Sender<u64>) {
+        let mut panic = None;
         loop {
             let next = pieces.lock().recv();
-            let Ok((at, found)) = next else { return };
+            let Ok((at, found)) = next else { break };
             if !self.is_stopped() {
-                match self.route.copy(at, &found) {
-                    Ok(0) => continue,
-                    Ok(len) => {
+                match catch_unwind(AssertUnwindSafe(|| self.route.copy(at, &found))) {
+                    Ok(Ok(len)) => {
                         // Nobody listens any more after a failure, which says more.
                         let _ = done.send(len);
                         continue;
                     }
-                    Err(error) => self.stop(error),
+                    Ok(Err(error)) => self.stop(error),
+                    Err(cause) => {
+                        self.stop(Error::new(ErrorKind::Bug, "copying hit a defect of this library"));
+                        panic = Some(cause);
+                    }
                 }
             }
             self.sound.fetch_min(at, Ordering::Relaxed);
+        }
+        if let Some(cause) = panic {
+            resume_unwind(cause);
         }
     }
 }
