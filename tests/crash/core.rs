@@ -3,10 +3,11 @@
 
 use std::path::{Path, PathBuf};
 
+use avhdx::format::header::{self, Header};
 use avhdx::ops;
 use avhdx::options::{CheckpointOptions, CreateOptions, DiskType, MergeMode, MergeOptions, OpenOptions, ZeroFlags};
 use avhdx::storage::crash::CrashFileSystem;
-use avhdx::storage::{Barrier, MemoryFileSystem};
+use avhdx::storage::{Access, Barrier, FileSystem, MemoryFileSystem};
 use avhdx::Chain;
 
 use crate::harness::{
@@ -366,7 +367,26 @@ fn allocating(kind: DiskType, differencing: bool) -> History {
             (vec![0; size as usize], "base.vhdx")
         }
     };
-    let mut history = History::new(&fs, content, &[leaf]);
+    allocate(&fs, content, leaf)
+}
+
+/// A file whose header has no log, as others may leave it: its first commit makes one.
+fn without_log() -> History {
+    let fs = MemoryFileSystem::new();
+    create(&fs, "base.vhdx", DiskType::Dynamic, 5 * MIB + 512);
+    let file = fs.open(&path("base.vhdx"), Access::Write).unwrap();
+    for at in header::OFFSETS {
+        let mut copy = vec![0; header::SIZE];
+        file.read_at(&mut copy, at).unwrap();
+        let mut found = Header::parse(&copy).unwrap();
+        (found.log_offset, found.log_length) = (0, 0);
+        file.write_at(&found.encode(), at).unwrap();
+    }
+    allocate(&fs, vec![0; 5 * MIB as usize + 512], "base.vhdx")
+}
+
+fn allocate(fs: &MemoryFileSystem, content: Vec<u8>, leaf: &str) -> History {
+    let mut history = History::new(fs, content, &[leaf]);
     let chain = history.open(leaf);
     history.write(&chain, 4096, pattern(1, 8192));
     history.write(&chain, 3 * MIB - 4096, pattern(2, 8192));
@@ -574,6 +594,7 @@ const RUNS: &[(&str, Run)] = &[
     ("allocating writes, differencing", || {
         allocating(DiskType::Dynamic, true)
     }),
+    ("allocating writes, no log", without_log),
     ("discard and reuse, dynamic", || discard_and_reuse(false)),
     ("discard and reuse, differencing", || discard_and_reuse(true)),
     ("log wrap", log_wrap),
