@@ -187,6 +187,41 @@ static int raw_open(const char *path, int flags)
     return fd;
 }
 
+/* A disk and the plain file of the same content. */
+struct beside {
+    avhdx_disk *disk;
+    int fd;
+};
+
+static struct beside beside_open(const char *leaf, const char *options, const char *raw, int flags)
+{
+    return (struct beside){disk_open(leaf, options), raw_open(raw, flags)};
+}
+
+static void beside_close(struct beside *both)
+{
+    disk_close(both->disk);
+    close(both->fd);
+}
+
+/* In the page cache, with the same kind of pages. */
+static struct beside beside_read_in(const char *leaf, const char *options, const char *raw)
+{
+    struct beside both = beside_open(leaf, options, raw, 0);
+    disk_read_in(both.disk);
+    file_read_in(both.fd);
+    return both;
+}
+
+/* The same of one full file. */
+static struct beside flat_read_in(void)
+{
+    const char *flat = in_work("scattered-1"), *raw = in_work("scattered-1.raw");
+    if (access(flat, F_OK) != 0)
+        scattered(1, flat, raw);
+    return beside_read_in(flat, "", raw);
+}
+
 static struct subject of_disk(avhdx_disk *disk, struct subject s)
 {
     s.disk = disk;
@@ -238,28 +273,24 @@ static double limit(avhdx_disk *disk, const char *name, struct subject shape, ui
 /* From the device: what is not in the page cache, and what goes around it. */
 static void cold(const char *leaf, const char *raw)
 {
-    avhdx_disk *disk = disk_open(leaf, "read-only=on");
-    int fd = raw_open(raw, 0);
+    struct beside both = beside_open(leaf, "read-only=on", raw, 0);
     struct subject sequential = SEQUENTIAL, random = RANDOM;
     sequential.cold = random.cold = true;
     random.count = 3200;
-    struct subject a = of_disk(disk, sequential), b = of_file(fd, sequential);
+    struct subject a = of_disk(both.disk, sequential), b = of_file(both.fd, sequential);
     struct row row = row_begin("sequential read 1 MiB, depth 8, cold", INFORMATION, 0, "x pread");
     compare(&row, &a, &b);
-    a = of_disk(disk, random), b = of_file(fd, random);
+    a = of_disk(both.disk, random), b = of_file(both.fd, random);
     row = row_begin("random read 4 KiB, depth 8, cold", INFORMATION, 0, "x pread");
     compare(&row, &a, &b);
-    disk_close(disk);
-    close(fd);
+    beside_close(&both);
 
-    disk = disk_open(leaf, "read-only=on,cache=none");
-    fd = raw_open(raw, O_DIRECT);
+    both = beside_open(leaf, "read-only=on,cache=none", raw, O_DIRECT);
     random.cold = false;
-    a = of_disk(disk, random), b = of_file(fd, random);
+    a = of_disk(both.disk, random), b = of_file(both.fd, random);
     row = row_begin("random read 4 KiB, depth 8, cache=none, and pread with O_DIRECT", INFORMATION, 0, "x pread");
     compare(&row, &a, &b);
-    disk_close(disk);
-    close(fd);
+    beside_close(&both);
 }
 
 void bench_reads(void)
@@ -269,23 +300,20 @@ void bench_reads(void)
         int depth = depths[i];
         const char *leaf = in_work("scattered-%d", depth), *raw = in_work("scattered-%d.raw", depth);
         scattered(depth, leaf, raw);
-        avhdx_disk *disk = disk_open(leaf, "read-only=on");
-        int fd = raw_open(raw, 0);
-        disk_read_in(disk);
-        file_read_in(fd);
+        struct beside both = beside_read_in(leaf, "read-only=on", raw);
         char name[96];
-        struct subject a = of_disk(disk, SEQUENTIAL), b = of_file(fd, SEQUENTIAL);
+        struct subject a = of_disk(both.disk, SEQUENTIAL), b = of_file(both.fd, SEQUENTIAL);
         snprintf(name, sizeof name, "sequential read 1 MiB, depth %d", depth);
         struct row row = row_begin(name, depth == 8 ? INFORMATION : AT_LEAST, 0.97, "x pread");
         if (depth == 32)
-            row.limit = limit(disk, "(limit: pread from the layers' files at known places, 1 MiB)", SEQUENTIAL, PIECE, fd);
+            row.limit = limit(both.disk, "(limit: pread from the layers' files at known places, 1 MiB)", SEQUENTIAL, PIECE,
+                              both.fd);
         compare(&row, &a, &b);
-        a = of_disk(disk, RANDOM), b = of_file(fd, RANDOM);
+        a = of_disk(both.disk, RANDOM), b = of_file(both.fd, RANDOM);
         snprintf(name, sizeof name, "random read 4 KiB, depth %d%s", depth, depth == 1 ? "" : ", scattered 64 KiB writes");
         row = row_begin(name, depth == 1 ? AT_LEAST : INFORMATION, 0.90, "x pread");
         compare(&row, &a, &b);
-        disk_close(disk);
-        close(fd);
+        beside_close(&both);
         if (depth == 8)
             cold(leaf, raw);
         if (depth != 1)
@@ -306,17 +334,13 @@ void bench_reads(void)
 
     const char *shreds = in_work("shredded"), *raw = in_work("shredded.raw");
     shredded(shreds, raw);
-    avhdx_disk *disk = disk_open(shreds, "read-only=on");
-    int fd = raw_open(raw, 0);
-    disk_read_in(disk);
-    file_read_in(fd);
+    struct beside both = beside_read_in(shreds, "read-only=on", raw);
     struct subject shape = {.size = 256 * MIB, .unit = 4 * KIB, .count = 200000, .random = true};
-    a = of_disk(disk, shape), b = of_file(fd, shape);
+    a = of_disk(both.disk, shape), b = of_file(both.fd, shape);
     row = row_begin("random read 4 KiB, depth 8, every block partial, shredded bitmaps", AT_LEAST, 0.60, "x pread");
-    row.limit = limit(disk, "(limit: pread from the layers' files at known places, 4 KiB)", shape, shape.unit, fd);
+    row.limit = limit(both.disk, "(limit: pread from the layers' files at known places, 4 KiB)", shape, shape.unit, both.fd);
     compare(&row, &a, &b);
-    disk_close(disk);
-    close(fd);
+    beside_close(&both);
     command("rm -f '%s'*", shreds);
 }
 
@@ -354,22 +378,15 @@ static void allocating(const char *parent)
 
 void bench_writes(void)
 {
-    const char *flat = in_work("scattered-1");
-    if (access(flat, F_OK) != 0)
-        scattered(1, flat, in_work("scattered-1.raw"));
-    avhdx_disk *disk = disk_open(flat, "");
-    int fd = raw_open(in_work("scattered-1.raw"), 0);
-    disk_read_in(disk);
-    file_read_in(fd);
+    struct beside both = flat_read_in();
     struct subject shape = RANDOM;
     shape.write = true;
-    struct subject a = of_disk(disk, shape), b = of_file(fd, shape);
+    struct subject a = of_disk(both.disk, shape), b = of_file(both.fd, shape);
     struct row row = row_begin("random in-place write 4 KiB", AT_LEAST, 0.90, "x pwrite");
     compare(&row, &a, &b);
-    disk_close(disk);
-    close(fd);
+    beside_close(&both);
 
-    allocating(flat);
+    allocating(in_work("scattered-1"));
 }
 
 /* ---- Threads ---- */
@@ -420,14 +437,8 @@ static double crowded(struct row *row, const struct subject *shape, int threads)
 
 void bench_threads(void)
 {
-    const char *flat = in_work("scattered-1");
-    if (access(flat, F_OK) != 0)
-        scattered(1, flat, in_work("scattered-1.raw"));
     for (int write = 0; write <= 1; write++) {
-        avhdx_disk *disk = disk_open(flat, "");
-        int fd = raw_open(in_work("scattered-1.raw"), 0);
-        disk_read_in(disk);
-        file_read_in(fd);
+        struct beside both = flat_read_in();
         struct subject shape = RANDOM;
         shape.write = write;
         shape.count = write ? 48000 : 400000;
@@ -437,18 +448,17 @@ void bench_threads(void)
         snprintf(name, sizeof name, "%srandom %s 4 KiB, 2 threads on one plain file%s", write ? "" : "(limit: ", what,
                  write ? "" : ")");
         struct row row = row_begin(name, INFORMATION, 0, "x one");
-        struct subject subject = of_file(fd, shape);
+        struct subject subject = of_file(both.fd, shape);
         double plain = crowded(&row, &subject, 2);
         for (int threads = 2; threads <= 8; threads *= 2) {
             bool bound = !write && threads == 2;
             snprintf(name, sizeof name, "random %s 4 KiB, %d threads on one disk", what, threads);
             row = row_begin(name, bound ? AT_LEAST : INFORMATION, 1.8, "x one");
             row.limit = bound ? plain : 0;
-            subject = of_disk(disk, shape);
+            subject = of_disk(both.disk, shape);
             crowded(&row, &subject, threads);
         }
-        disk_close(disk);
-        close(fd);
+        beside_close(&both);
     }
 }
 

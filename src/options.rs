@@ -250,7 +250,7 @@ impl MergeOptions {
     /// For a rehearsal ([`crate::ops::plan`]): nothing to wait for, nothing written that could be looked at, and no
     /// content that would have to pass through the process.
     pub fn rehearsed(mut self) -> Self {
-        (self.rate, self.verify) = (0, false);
+        (self.rate, self.threads, self.verify) = (0, 0, false);
         self.mode = self.mode.rehearsed();
         self
     }

@@ -211,32 +211,26 @@ fn checkpoints() {
     every_call("checkpoint", checkpoint_job, &["c.avhdx", "b.avhdx"], None);
 }
 
+fn merges(name: &str, job: Job, mode: MergeMode) {
+    every_call(name, job, &["b.avhdx", "base.vhdx"], Some(mode));
+}
+
 #[test]
 fn merges_copying() {
     let job: Job = |open, _| merge_job(MergeMode::Copy, 2, 0, open);
-    every_call("merge, copy", job, &["b.avhdx", "base.vhdx"], Some(MergeMode::Copy));
+    merges("merge, copy", job, MergeMode::Copy);
 }
 
 #[test]
 fn merges_copying_with_threads() {
     let job: Job = |open, _| merge_job(MergeMode::Copy, 2, 3, open);
-    every_call(
-        "merge, copy, threads",
-        job,
-        &["b.avhdx", "base.vhdx"],
-        Some(MergeMode::Copy),
-    );
+    merges("merge, copy, threads", job, MergeMode::Copy);
 }
 
 #[test]
 fn merges_consuming() {
     let job: Job = |open, _| merge_job(MergeMode::Consume, 2, 0, open);
-    every_call(
-        "merge, consume",
-        job,
-        &["b.avhdx", "base.vhdx"],
-        Some(MergeMode::Consume),
-    );
+    merges("merge, consume", job, MergeMode::Consume);
 }
 
 #[test]

@@ -296,9 +296,9 @@ pub(crate) struct Merging {
     /// Bytes per second at most
     #[arg(long, value_parser = size)]
     pub(crate) rate: Option<u64>,
-    /// Threads that copy, 0 for the program's own; not with --mode consume
-    #[arg(long, default_value = "0", value_parser = clap::value_parser!(u8).range(..=64))]
-    pub(crate) threads: u8,
+    /// Threads that copy, at most 64; not with --mode consume
+    #[arg(long, value_parser = clap::value_parser!(u8).range(..=64))]
+    pub(crate) threads: Option<u8>,
 }
 
 impl Merging {
@@ -309,7 +309,7 @@ impl Merging {
         options.orphan_siblings = self.orphan_siblings;
         options.verify = self.verify;
         options.rate = self.rate.unwrap_or(0);
-        options.threads = usize::from(self.threads);
+        options.threads = self.threads.map_or(0, usize::from);
         options
     }
 }

@@ -99,8 +99,7 @@ impl Request {
         for (_, key, value) in flags.into_iter().filter(|(wanted, ..)| *wanted) {
             self.add(key, value.as_bytes())?;
         }
-        let threads = Some(u64::from(merging.threads)).filter(|&threads| threads > 0);
-        for (key, value) in [("rate", merging.rate), ("threads", threads)] {
+        for (key, value) in [("rate", merging.rate), ("threads", merging.threads.map(u64::from))] {
             if let Some(value) = value {
                 self.add(key, value.to_string().as_bytes())?;
             }

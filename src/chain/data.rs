@@ -90,7 +90,7 @@ impl Chain {
         let snapshot = self.snapshot.load();
         check_range(offset, len, snapshot.leaf().virtual_size())?;
         read(&snapshot)?;
-        if snapshot.map.is_full() {
+        if snapshot.map.is_large() {
             self.renew(&snapshot);
         }
         Ok(())
@@ -103,13 +103,19 @@ impl Chain {
 
     /// Reads into several buffers, one after another, as [`Chain::read`].
     pub fn read_vectored(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> Result<()> {
+        if let [buf] = bufs {
+            return self.read(buf, offset);
+        }
         let len = bufs.iter().map(|buf| buf.len() as u64).sum();
-        self.read_stable(|| self.read_from(offset, len, |snapshot| snapshot.read_vectored(bufs, offset)))
+        self.read_stable(|| self.read_from(offset, len, |snapshot| snapshot.read_vectored(bufs, len, offset)))
     }
 
-    /// The map takes more memory than it may: begins a fresh one, unless somebody changed the layers meanwhile.
+    /// Begins a fresh map where this one takes more memory than it may, unless somebody changed the layers meanwhile.
     #[cold]
     fn renew(&self, snapshot: &Arc<Snapshot>) {
+        if !snapshot.map.is_full() {
+            return;
+        }
         let fresh = Arc::new(Snapshot::new(snapshot.layers.clone(), &self.shared));
         self.snapshot.compare_and_swap(snapshot, fresh);
     }

@@ -156,14 +156,18 @@ impl CompositeMap {
         self.lists.get(index / LISTS)?.get()?[index % LISTS].get()
     }
 
-    /// Whether so many lists were made that it is time for a fresh map.
+    /// Whether it is worth asking if it is full. Every read asks this, after which most are done.
     #[inline]
-    pub(crate) fn is_full(&self) -> bool {
-        // As many lists as there can be take more than that, too.
+    pub(crate) fn is_large(&self) -> bool {
         self.list_bytes.load(Ordering::Relaxed) > MIB
-            && (self.pool.exceeded() || self.next_list.load(Ordering::Relaxed) >= LISTS * CHUNKS)
     }
 
+    /// Whether so many lists were made that it is time for a fresh map. As many as there can be make it large, too.
+    pub(crate) fn is_full(&self) -> bool {
+        self.is_large() && (self.pool.exceeded() || self.next_list.load(Ordering::Relaxed) >= LISTS * CHUNKS)
+    }
+
+    #[cold]
     fn resolve(&self, layers: &[Arc<Image>], index: u64) -> Result<u64> {
         let start = index << self.shift;
         let end = (start + (1 << self.shift)).min(layers.first().map_or(0, |leaf| leaf.virtual_size()));

@@ -1,6 +1,6 @@
 //! The layers of a chain at one moment, and reading through them.
 
-use std::io::IoSliceMut;
+use std::io::{self, IoSliceMut};
 use std::sync::Arc;
 
 use super::map::{Below, CompositeMap};
@@ -8,6 +8,7 @@ use crate::error::{seldom, IoContext, PathContext, Result};
 use crate::format::bat::PayloadState;
 use crate::image::lookup::Source;
 use crate::image::{Image, Shared};
+use crate::storage::Storage;
 use crate::units::MIB;
 
 /// An immutable list of layers, leaf first, and what is known about the ones below the leaf. Replaced as a whole when
@@ -89,16 +90,26 @@ impl Snapshot {
         match below {
             Below::Zero => buf.fill(0),
             Below::Data { layer, file_offset } => {
-                let image = &self.layers[layer];
-                image
-                    .view()
-                    .read_at(buf, file_offset)
-                    .context(|| format!("read {} bytes at file offset {file_offset:#x}", buf.len()))
-                    .at(image.name())
-                    .map_err(|e| seldom(|| e.with_layer(layer)))?;
+                let len = buf.len();
+                self.read_file(layer, file_offset, len as u64, |file| file.read_at(buf, file_offset))?;
             }
         }
         Ok(())
+    }
+
+    #[inline(always)]
+    fn read_file(
+        &self,
+        layer: usize,
+        file_offset: u64,
+        len: u64,
+        read: impl FnOnce(&dyn Storage) -> io::Result<()>,
+    ) -> Result<()> {
+        let image = &self.layers[layer];
+        read(image.view())
+            .context(|| format!("read {len} bytes at file offset {file_offset:#x}"))
+            .at(image.name())
+            .map_err(|e| seldom(|| e.with_layer(layer)))
     }
 
     fn read_runs(
@@ -114,9 +125,8 @@ impl Snapshot {
         })
     }
 
-    /// Reads the disk into several buffers, one after another.
-    pub(crate) fn read_vectored(&self, bufs: &mut [IoSliceMut<'_>], offset: u64) -> Result<()> {
-        let len = bufs.iter().map(|buf| buf.len() as u64).sum();
+    /// Reads the disk into several buffers of `len` bytes together, one after another.
+    pub(crate) fn read_vectored(&self, bufs: &mut [IoSliceMut<'_>], len: u64, offset: u64) -> Result<()> {
         // The buffer that the next bytes go to, and how many it has.
         let (mut index, mut filled) = (0, 0);
         let resolve = |offset, len| self.resolve(offset, len);
@@ -129,7 +139,7 @@ impl Snapshot {
                     whole += 1;
                 }
                 if whole > index {
-                    self.read_run_vectored(&mut bufs[index..whole], below)?;
+                    self.read_run_vectored(&mut bufs[index..whole], part, below)?;
                     index = whole;
                 } else {
                     let buf = &mut bufs[index][filled..];
@@ -147,17 +157,11 @@ impl Snapshot {
         })
     }
 
-    fn read_run_vectored(&self, bufs: &mut [IoSliceMut<'_>], below: Below) -> Result<()> {
+    fn read_run_vectored(&self, bufs: &mut [IoSliceMut<'_>], len: u64, below: Below) -> Result<()> {
         match below {
             Below::Zero => bufs.iter_mut().for_each(|buf| buf.fill(0)),
             Below::Data { layer, file_offset } => {
-                let image = &self.layers[layer];
-                image
-                    .view()
-                    .read_vectored_at(bufs, file_offset)
-                    .context(|| format!("read {} buffers at file offset {file_offset:#x}", bufs.len()))
-                    .at(image.name())
-                    .map_err(|e| seldom(|| e.with_layer(layer)))?;
+                self.read_file(layer, file_offset, len, |file| file.read_vectored_at(bufs, file_offset))?;
             }
         }
         Ok(())

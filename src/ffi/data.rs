@@ -256,31 +256,31 @@ fn write_parts(disk: &avhdx_disk, parts: &[&[u8]], offset: u64, len: u64, fua: b
         let mut part = *part;
         while !part.is_empty() {
             let reached = at + gathered.len() as u64;
-            let is_large = part.len() >= LARGE;
-            if is_large && !gathered.is_empty() && reached % SECTOR == 0 {
-                write(&gathered, at)?;
-                at = reached;
-                gathered.clear();
-            }
-            let reached = at + gathered.len() as u64 + part.len() as u64;
-            if gathered.is_empty() && (reached == end || is_large && reached % SECTOR == 0) {
-                write(part, at)?;
-                at = reached;
-                break;
+            let part_end = reached + part.len() as u64;
+            let alone = gathered.is_empty() && part_end == end;
+            if alone || part.len() >= LARGE && (gathered.is_empty() || reached % SECTOR == 0) {
+                if !gathered.is_empty() {
+                    write(&gathered, at)?;
+                    gathered.clear();
+                }
+                let rest = if part_end == end { 0 } else { part_end % SECTOR };
+                let (now, later) = part.split_at(part.len() - rest as usize);
+                write(now, reached)?;
+                (at, part) = (part_end - rest, later);
+                continue;
             }
             // Up to a sector boundary that leaves the buffer a reasonable size, or all there is.
-            let limit = (at + GATHER as u64) / SECTOR * SECTOR;
-            let room = usize::try_from(limit - at).unwrap_or(GATHER) - gathered.len();
-            let (now, later) = part.split_at(part.len().min(room));
+            let limit = end.min((at + GATHER as u64) / SECTOR * SECTOR);
+            let room = (limit - reached) as usize;
             if gathered.is_empty() {
-                gathered.reserve(room.min(usize::try_from(end - at).unwrap_or(GATHER)));
+                gathered.reserve(room);
             }
+            let (now, later) = part.split_at(part.len().min(room));
             gathered.extend_from_slice(now);
             part = later;
-            let reached = at + gathered.len() as u64;
-            if reached == limit || reached == end {
+            if now.len() == room {
                 write(&gathered, at)?;
-                at = reached;
+                at = limit;
                 gathered.clear();
             }
         }

@@ -153,11 +153,12 @@ impl Direct {
             return Ok(());
         }
         let _alone = self.changing.write();
-        let (len, end) = (file.metadata()?.len(), at + buf.len() as u64);
+        let (before, end) = (file.metadata()?, at + buf.len() as u64);
         self.write_pieces(file, buf, at)?;
-        // The last unit may have reached behind the end. A device has no length here, and cannot grow.
-        let wanted = len.max(end);
-        if wanted < self.up(end) && file.metadata()?.is_file() {
+        // ORDER: the last unit may reach behind the end; a cut here leaves zeros there, which nothing refers to. A device has
+        // no end of its own.
+        let wanted = before.len().max(end);
+        if before.is_file() && wanted < self.up(end) {
             file.set_len(wanted)?;
         }
         Ok(())

@@ -45,13 +45,17 @@ pub(super) fn copy(route: &Route, size: u64, threads: usize, pace: &mut Pace<'_>
             let worker = thread::Builder::new().name("avhdx-copy".into());
             match worker.spawn_scoped(scope, move || crew.work(pieces, &done)) {
                 Ok(worker) => workers.push(worker),
-                Err(cause) => crew.stop(Error::io("start a thread to copy", cause)),
+                Err(cause) => {
+                    let error = Error::io("start a thread to copy", cause).with_path(route.target.name());
+                    crew.stop(error.with_hint("ask for fewer threads; run the merge again to finish it"));
+                }
             }
         }
         drop(done);
         if let Err(error) = crew.plan(orders, &reports, pace, copied) {
             crew.stop(error);
         }
+        // ORDER: all threads have ended before the target is committed.
         for worker in workers {
             if let Err(panic) = worker.join() {
                 resume_unwind(panic);
