@@ -73,6 +73,8 @@ static void every_format_and_back(void)
     reads_as_the_model(tmp("1.vhdx"), 1);
     CHECK_OK(migrate_with(tmp("fixed.vhd"), tmp("2.vhdx"), "chain,block-size=4M"));
     reads_as_the_model(tmp("2.vhdx"), 1);
+    CHECK_OK(convert_with(disk, tmp("copy.vhdx"), "mode=copy,threads=2"));
+    reads_as_the_model(tmp("copy.vhdx"), 1);
     CHECK_OK(convert_with(disk, tmp("raw"), ""));
     NEED((raw = fopen(tmp("raw"), "rb")) != NULL);
     CHECK_INT(fread(buf, 1, DISK_SIZE, raw), DISK_SIZE);
@@ -98,6 +100,8 @@ static void what_cannot_be(void)
 
     CHECK_FAILS(convert_with(disk, tmp("base.vhdx"), ""), EEXIST, AVHDX_ERR_IO);
     CHECK_FAILS(convert_with(disk, tmp("no"), "to=raw,block-size=1M"), EINVAL, AVHDX_ERR_ARGUMENT);
+    CHECK_FAILS(convert_with(disk, tmp("no"), "threads=65"), EINVAL, AVHDX_ERR_ARGUMENT);
+    CHECK_FAILS(convert_with(disk, tmp("no"), "mode=consume"), EINVAL, AVHDX_ERR_ARGUMENT);
     CHECK_FAILS(convert_with(disk, tmp("no"), "layer=2"), EINVAL, AVHDX_ERR_ARGUMENT);
     CHECK_FAILS(convert_with(disk, tmp("no"), "search=/x"), EINVAL, AVHDX_ERR_ARGUMENT);
     CHECK_FAILS(convert_with(disk, tmp("none/no"), ""), ENOENT, AVHDX_ERR_IO);

@@ -1099,7 +1099,8 @@ int avhdx_meta_delete(avhdx_disk *disk, const uint8_t *id);
 /*
  * Both write new files, under temporary names that become the real ones when all is complete and durable: a file of
  * the name asked for is either absent or whole. Existing files are never replaced, and sources never changed. After a
- * failure or a cancellation nothing is left of it. What nobody stores is not read, and zeros are not stored.
+ * failure or a cancellation nothing is left of it. What nobody stores is not read. Where the file system can, extents are
+ * shared and nothing is read at all; of what is copied instead, zeros are not stored. See the key "mode".
  */
 
 /*
@@ -1110,7 +1111,8 @@ int avhdx_meta_delete(avhdx_disk *disk, const uint8_t *id);
  * return.
  *
  * Keys: those of "convert". Errors: ARGUMENT (what does not go together; a VHD holds at most 2040 GiB), IO with EEXIST,
- * NO_SPACE, CANCELLED, PARENT_MISMATCH (sectors of another size), and those of avhdx_open for "parent".
+ * NO_SPACE, CANCELLED, PARENT_MISMATCH (sectors of another size), UNSUPPORTED (mode=reflink where the file system cannot),
+ * and those of avhdx_open for "parent".
  * disk, dst: not NULL; opts, progress: may be NULL. Waits for other operations on the disk. Since 1.0.
  */
 int avhdx_convert(avhdx_disk *disk, const char *dst, const avhdx_opts *opts, const avhdx_progress_cb *progress);
@@ -1391,7 +1393,7 @@ int avhdx_job_progress(avhdx_job *job, struct avhdx_progress *progress);
 
 /*
  * What a job that is done reports, as a JSON object: "merge" bytes, reflinked, relinked, removed and target; "delete" bytes,
- * into-children, relinked and removed; "rebase" and "detach" bytes; "convert" format, virtual-size and file-size;
+ * into-children, relinked and removed; "rebase" and "detach" bytes; "convert" format, virtual-size, file-size and reflinked;
  * "compact" what avhdx_compact counts; "digest" algorithm and digest, in hexadecimal. Free it with avhdx_free. NULL for a
  * failure: ARGUMENT when it is not done. job: not NULL. Any thread. Since 1.0.
  */

@@ -283,6 +283,19 @@ pub enum ImageFormat {
     Vhd,
 }
 
+/// How the bytes of a new file get there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum CopyMode {
+    /// Share extents where the file system can, else copy. Copied are: a fixed disk, whose zeros are then left out, and
+    /// the leaf of a chain that is open for writing, which would have to leave the shared extents to be written.
+    #[default]
+    Auto,
+    /// Copy everything that is not zero.
+    Copy,
+    /// Share extents, those of a fixed disk too; fails with `Unsupported` where the file system cannot.
+    Reflink,
+}
+
 /// How to convert. Zero and `None` mean the default.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
@@ -299,8 +312,20 @@ pub struct ConvertOptions {
     pub layer: usize,
     /// Make a differencing VHDX on this disk, holding only what differs from it.
     pub parent: Option<PathBuf>,
+    /// How the bytes get there. With `parent`, where all is compared, they are copied.
+    pub mode: CopyMode,
     /// Bytes read per second at most; 0 for no limit.
     pub rate: u64,
+    /// Threads started to read, so that reading and writing overlap; 0: the caller's own reads.
+    pub threads: usize,
+}
+
+impl ConvertOptions {
+    /// See [`MergeOptions::rehearsed`]. Whether extents can be shared shows only when it is done: all are copied.
+    pub fn rehearsed(mut self) -> Self {
+        (self.rate, self.threads, self.mode) = (0, 0, CopyMode::Copy);
+        self
+    }
 }
 
 /// How to migrate from VHD.

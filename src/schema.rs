@@ -19,7 +19,7 @@ use crate::ops::{CheckOptions, CompareOptions, DigestAlgorithm, DigestOptions, R
 use crate::options::OpenOptions;
 use crate::options::{CacheMode, CheckpointOptions, CreateOptions, DiskType, LogPolicy, MergeMode, MergeOptions};
 use crate::options::{CompactMode, CompactOptions, ResizeOptions};
-use crate::options::{ConvertOptions, ImageFormat, MigrateOptions};
+use crate::options::{ConvertOptions, CopyMode, ImageFormat, MigrateOptions};
 use crate::options::{DeleteInto, DeleteOptions, RebaseOptions, ReparentOptions, RevertOptions};
 
 /// A group of options: what one operation takes.
@@ -553,6 +553,12 @@ const MODE: &[(&str, MergeMode)] = &[
     ("consume", MergeMode::Consume),
 ];
 
+const COPY_MODE: &[(&str, CopyMode)] = &[
+    ("auto", CopyMode::Auto),
+    ("copy", CopyMode::Copy),
+    ("reflink", CopyMode::Reflink),
+];
+
 const INTO: &[(&str, DeleteInto)] = &[
     ("auto", DeleteInto::Auto),
     ("parent", DeleteInto::Parent),
@@ -687,8 +693,13 @@ static CONVERT: &[Key] = keys! {
         convert.layer = |v| number(v, 255).map(|layer| layer as usize);
     "parent", ValueType::Path, "", "make a differencing VHDX on this disk that holds only what differs from it",
         convert.parent = |v| path(v).map(Some);
+    "mode", ValueType::Choice(&["auto", "copy", "reflink"]), "auto",
+        "how bytes get there: copy leaves zeros out, reflink shares extents, auto does that where it can",
+        convert.mode = |v| choice(v, COPY_MODE);
     "rate", ValueType::Size, "0", "bytes read per second at most; 0 for no limit",
         convert.rate = |v| size(v);
+    "threads", ValueType::Number, "0", "threads started to read, at most 64; 0: the caller's reads",
+        convert.threads = |v| number(v, 64).map(|n| n as usize);
 };
 
 static MIGRATE: &[Key] = keys! {

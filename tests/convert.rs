@@ -5,15 +5,16 @@ mod common;
 mod vhd;
 
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
 use avhdx::ops::{self, CheckOptions};
 use avhdx::options::{
-    CheckpointOptions, ConvertOptions, CreateOptions, DiskType, ImageFormat, MigrateOptions, OpenOptions,
+    CheckpointOptions, ConvertOptions, CopyMode, CreateOptions, DiskType, ImageFormat, MigrateOptions, OpenOptions,
 };
-use avhdx::storage::MemoryFileSystem;
+use avhdx::storage::{Access, FileSystem, MemoryFileSystem, OsFileSystem, Storage};
 use avhdx::vhd::VhdChain;
 use avhdx::{Chain, ErrorKind, ExtentState, Guid, Scope};
 use common::{have, image, sha256_of_disk, sha256_of_file, MIB};
@@ -325,6 +326,8 @@ fn every_format_and_type_holds_the_same_and_comes_back() {
     let report = ops::convert(&chain, &path("out.raw"), &ConvertOptions::default(), &mut |_| true).unwrap();
     assert_eq!((report.format, report.file_size), (ImageFormat::Raw, 9 * MIB));
     assert_eq!(fs.contents(path("out.raw")).unwrap(), wanted);
+    // All that is stored, zeros too, but pieces of a page.
+    assert_eq!(report.reflinked, 5 * MIB - 8192);
     let mut streamed = Vec::new();
     ops::convert_to_stream(&chain, &mut streamed, &ConvertOptions::default(), &mut |_| true).unwrap();
     assert_eq!(streamed, wanted);
@@ -333,13 +336,158 @@ fn every_format_and_type_holds_the_same_and_comes_back() {
     options.layer = 1;
     ops::convert(&chain, &path("base.img"), &options, &mut |_| true).unwrap();
     assert_eq!(fs.contents(path("base.img")).unwrap(), content(&chain, 1));
-    // Zeros that are stored, and whole blocks of them, take no space.
+    // Zeros that are stored, and whole blocks of them, take no space where they are copied.
     let mut options = to(ImageFormat::Vhdx);
     options.block_size = MIB as u32;
-    ops::convert(&chain, &path("flat"), &options, &mut |_| true).unwrap();
-    let seen = ops::check(&path("flat"), &on(&fs), &CheckOptions::default(), &mut |_| {}).unwrap();
-    assert_eq!(seen.allocated_blocks, 3);
+    for (mode, threads, blocks, reflinked) in [
+        (CopyMode::Copy, 0, 3, 0),
+        (CopyMode::Copy, 3, 3, 0),
+        (CopyMode::Auto, 0, 6, 5 * MIB - 8192),
+        (CopyMode::Reflink, 1, 6, 5 * MIB - 8192),
+    ] {
+        (options.mode, options.threads) = (mode, threads);
+        let flat = path(&format!("flat-{mode:?}-{threads}"));
+        let report = ops::convert(&chain, &flat, &options, &mut |_| true).unwrap();
+        assert_eq!(report.reflinked, reflinked);
+        let seen = ops::check(&flat, &on(&fs), &CheckOptions::default(), &mut |_| {}).unwrap();
+        assert_eq!(seen.allocated_blocks, blocks);
+        assert_eq!(content(&Chain::open(&flat, &on(&fs)).unwrap(), 0), wanted);
+    }
     assert!(fs.paths().iter().all(|p| !p.to_string_lossy().contains(".tmp")));
+}
+
+/// What is shared and what is copied, from and to every format, with threads and without.
+#[test]
+fn extents_are_shared_where_that_is_wanted() {
+    let fs = MemoryFileSystem::new();
+    let wanted = prepared(&fs, 512);
+    let mut number = 0;
+    let mut convert = |from: &str, open: &OpenOptions, format, fixed, mode, threads| {
+        number += 1;
+        let new = path(&format!("{number}.{format:?}").to_lowercase());
+        let mut options = to(format);
+        options.disk_type = if fixed { DiskType::Fixed } else { DiskType::Dynamic };
+        (options.mode, options.threads) = (mode, threads);
+        let chain = Chain::open(&path(from), open).unwrap();
+        let report = ops::convert(&chain, &new, &options, &mut |_| true).unwrap();
+        chain.close().unwrap();
+        let mut found = vec![0; wanted.len()];
+        match format {
+            ImageFormat::Raw => found = fs.contents(&new).unwrap(),
+            ImageFormat::Vhd => VhdChain::open(&new, &on(&fs)).unwrap().read(&mut found, 0).unwrap(),
+            _ => Chain::open(&new, &on(&fs)).unwrap().read(&mut found, 0).unwrap(),
+        }
+        assert!(found == wanted, "{new:?}");
+        (new, report.reflinked)
+    };
+    let writable = OpenOptions::new().on(Arc::new(fs.clone()));
+    for format in [ImageFormat::Raw, ImageFormat::Vhdx, ImageFormat::Vhd] {
+        for fixed in [false, true] {
+            for threads in [0, 2] {
+                let mut shared = |open: &OpenOptions, mode| convert("a.avhdx", open, format, fixed, mode, threads).1;
+                assert_eq!(shared(&on(&fs), CopyMode::Auto), 5 * MIB - 8192);
+                assert_eq!(shared(&on(&fs), CopyMode::Copy), 0);
+                // Of an open disk what the parent has.
+                assert_eq!(shared(&writable, CopyMode::Auto), 2 * MIB - 8192);
+                assert_eq!(shared(&writable, CopyMode::Reflink), 5 * MIB - 8192);
+            }
+        }
+    }
+    // A fixed disk is full of zeros.
+    let (fixed, _) = convert("a.avhdx", &on(&fs), ImageFormat::Vhdx, true, CopyMode::Copy, 0);
+    let name = fixed.file_name().unwrap().to_str().unwrap();
+    assert_eq!(
+        convert(name, &on(&fs), ImageFormat::Vhdx, false, CopyMode::Auto, 0).1,
+        0
+    );
+    assert_eq!(
+        convert(name, &on(&fs), ImageFormat::Raw, false, CopyMode::Reflink, 0).1,
+        9 * MIB
+    );
+}
+
+/// Files that cannot share: copied, or refused.
+#[test]
+fn extents_that_cannot_be_shared_are_copied() {
+    let dir = tempfile::tempdir().unwrap();
+    let fs = MemoryFileSystem::new();
+    let wanted = prepared(&fs, 512);
+    let from = |name: &str| dir.path().join(name);
+    for name in ["base.vhdx", "a.avhdx"] {
+        fs::write(from(name), fs.contents(path(name)).unwrap()).unwrap();
+    }
+    // The parent is found by its name beside the child. No file system shares with one in memory.
+    let mixed: Arc<dyn FileSystem> = Arc::new(Mixed(fs.clone()));
+    let chain = Chain::open(&from("a.avhdx"), &OpenOptions::read_only().on(mixed)).unwrap();
+    for format in [ImageFormat::Raw, ImageFormat::Vhdx, ImageFormat::Vhd] {
+        let mut options = to(format);
+        let new = path(&format!("copied.{format:?}").to_lowercase());
+        let report = ops::convert(&chain, &new, &options, &mut |_| true).unwrap();
+        assert_eq!(report.reflinked, 0);
+        let mut found = vec![0; wanted.len()];
+        match format {
+            ImageFormat::Raw => found = fs.contents(&new).unwrap(),
+            ImageFormat::Vhd => VhdChain::open(&new, &on(&fs)).unwrap().read(&mut found, 0).unwrap(),
+            _ => Chain::open(&new, &on(&fs)).unwrap().read(&mut found, 0).unwrap(),
+        }
+        assert!(found == wanted, "{new:?}");
+        options.mode = CopyMode::Reflink;
+        let error = ops::convert(&chain, &path("no"), &options, &mut |_| true).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported, "{error:?}");
+        assert_eq!(error.hint(), Some("use mode=auto or mode=copy"));
+        assert!(!fs.paths().contains(&path("no")));
+    }
+    let mut reflink = ConvertOptions::default();
+    reflink.mode = CopyMode::Reflink;
+    let error = ops::convert_to_stream(&chain, &mut Vec::new(), &reflink, &mut |_| true).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Argument);
+}
+
+/// Names beneath "/vm" are in memory, others are the host's.
+#[derive(Debug)]
+struct Mixed(MemoryFileSystem);
+
+impl Mixed {
+    fn of(&self, path: &Path) -> &dyn FileSystem {
+        match path.starts_with("/vm") {
+            true => &self.0,
+            false => &OsFileSystem,
+        }
+    }
+}
+
+impl FileSystem for Mixed {
+    fn open(&self, path: &Path, access: Access) -> io::Result<Arc<dyn Storage>> {
+        self.of(path).open(path, access)
+    }
+
+    fn open_beneath(&self, root: &Path, path: &Path) -> io::Result<Arc<dyn Storage>> {
+        self.of(path).open_beneath(root, path)
+    }
+
+    fn create_new(&self, path: &Path) -> io::Result<Arc<dyn Storage>> {
+        self.of(path).create_new(path)
+    }
+
+    fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.of(from).rename_new(from, to)
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        self.of(path).remove(path)
+    }
+
+    fn sync_dir(&self, dir: &Path) -> io::Result<()> {
+        self.of(dir).sync_dir(dir)
+    }
+
+    fn list(&self, dir: &Path, limit: usize) -> io::Result<Vec<PathBuf>> {
+        self.of(dir).list(dir, limit)
+    }
+
+    fn absolute(&self, path: &Path) -> io::Result<PathBuf> {
+        self.of(path).absolute(path)
+    }
 }
 
 #[test]
@@ -418,6 +566,10 @@ fn with_a_parent_only_what_differs_is_written() {
         (
             Box::new(|o: &mut ConvertOptions| o.to = Some(ImageFormat::Raw)) as Box<dyn Fn(&mut _)>,
             "raw",
+        ),
+        (
+            Box::new(|o: &mut ConvertOptions| o.mode = CopyMode::Reflink),
+            "it is compared, and copied",
         ),
         (
             Box::new(|o: &mut ConvertOptions| o.disk_type = DiskType::Fixed),

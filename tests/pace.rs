@@ -69,6 +69,8 @@ fn convert(world: &World, to: &str, parent: Option<&str>, rate: u64, progress: P
     let mut options = ConvertOptions::default();
     options.parent = parent.map(Into::into);
     options.rate = rate;
+    // Each way of reading has its turn: the caller's thread, and others.
+    options.threads = parent.map_or(0, |_| 2);
     ops::convert(&world.chain, Path::new(to), &options, progress).map(drop)
 }
 

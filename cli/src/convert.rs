@@ -3,7 +3,7 @@
 use std::io::{self, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 
-use avhdx::options::{ConvertOptions, DiskType, ImageFormat, MigrateOptions, OpenOptions};
+use avhdx::options::{ConvertOptions, CopyMode, DiskType, ImageFormat, MigrateOptions, OpenOptions};
 use avhdx::vhd::{VhdChain, VhdInfo};
 use avhdx::{ops, Chain, ErrorKind};
 use clap::{Args, ValueEnum};
@@ -37,6 +37,23 @@ enum Type {
     Fixed,
 }
 
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Mode {
+    Auto,
+    Copy,
+    Reflink,
+}
+
+impl From<Mode> for CopyMode {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Auto => CopyMode::Auto,
+            Mode::Copy => CopyMode::Copy,
+            Mode::Reflink => CopyMode::Reflink,
+        }
+    }
+}
+
 /// What the new file is to be.
 #[derive(Debug, Args)]
 struct New {
@@ -46,9 +63,15 @@ struct New {
     /// Block size of the new disk: a power of two from 1M (VHD: 512K) to 256M
     #[arg(long, value_parser = size)]
     block_size: Option<u64>,
+    /// How the bytes get there: copy leaves zeros out, reflink shares extents, auto does that where it can
+    #[arg(long, value_enum, default_value = "auto")]
+    mode: Mode,
     /// Bytes read per second at most
     #[arg(long, value_parser = size)]
     rate: Option<u64>,
+    /// Threads that read, at most 64
+    #[arg(long, value_parser = clap::value_parser!(u8).range(..=64))]
+    threads: Option<u8>,
 }
 
 impl New {
@@ -59,7 +82,9 @@ impl New {
             Some(Type::Dynamic) | None => DiskType::Dynamic,
         };
         options.block_size = small(self.block_size, "--block-size")?;
+        options.mode = self.mode.into();
         options.rate = self.rate.unwrap_or(0);
+        options.threads = self.threads.map_or(0, usize::from);
         Ok(options)
     }
 }
@@ -156,6 +181,7 @@ pub(crate) fn convert(args: &Convert) -> Outcome {
             "format": format,
             "virtual-size": report.virtual_size,
             "file-size": report.file_size,
+            "reflinked": report.reflinked,
         });
         println!("{value:#}");
     }

@@ -70,8 +70,7 @@ pub(crate) fn plan(planned: &Planned) -> Outcome {
             return Err(Failure::Usage(message.into()));
         }
         Planned::Convert(args) => {
-            let mut options = args.options()?;
-            options.rate = 0;
+            let options = args.options()?.rehearsed();
             let plan = ops::plan(&reading(&args.leaf, &args.open)?, |chain| {
                 ops::convert(chain, &args.out, &options, &mut |_| true).map(drop)
             });

@@ -2,7 +2,8 @@
 //!
 //! Both write new files, under temporary names that become the real ones when all is complete and durable: a file of
 //! the name asked for is either absent or whole. Existing files are never replaced, and sources never changed. After a
-//! failure or a cancellation nothing is left of it. What nobody stores is not read, and zeros are not stored.
+//! failure or a cancellation nothing is left of it. What nobody stores is not read. Where the file system can, extents are
+//! shared and nothing is read at all; of what is copied instead, zeros are not stored. See the key "mode".
 
 use std::ffi::{c_char, c_int};
 
@@ -24,7 +25,8 @@ pub(super) const NEEDS: &[Need] = &[Need::Write, Need::Create, Need::Rename, Nee
 /// return.
 ///
 /// Keys: those of "convert". Errors: ARGUMENT (what does not go together; a VHD holds at most 2040 GiB), IO with EEXIST,
-/// NO_SPACE, CANCELLED, PARENT_MISMATCH (sectors of another size), and those of avhdx_open for "parent".
+/// NO_SPACE, CANCELLED, PARENT_MISMATCH (sectors of another size), UNSUPPORTED (mode=reflink where the file system cannot),
+/// and those of avhdx_open for "parent".
 /// disk, dst: not NULL; opts, progress: may be NULL. Waits for other operations on the disk. Since 1.0.
 ///
 /// # Safety

@@ -130,7 +130,7 @@ pub unsafe extern "C" fn avhdx_job_progress(job: *mut avhdx_job, progress: *mut 
 }
 
 /// What a job that is done reports, as a JSON object: "merge" bytes, reflinked, relinked, removed and target; "delete" bytes,
-/// into-children, relinked and removed; "rebase" and "detach" bytes; "convert" format, virtual-size and file-size;
+/// into-children, relinked and removed; "rebase" and "detach" bytes; "convert" format, virtual-size, file-size and reflinked;
 /// "compact" what avhdx_compact counts; "digest" algorithm and digest, in hexadecimal. Free it with avhdx_free. NULL for a
 /// failure: ARGUMENT when it is not done. job: not NULL. Any thread. Since 1.0.
 ///

@@ -11,6 +11,7 @@ use super::change::Held;
 use super::{Image, WriteMode};
 use crate::error::{IoContext, PathContext, Result};
 use crate::format::bat::{BitmapEntry, PayloadEntry, PayloadState};
+use crate::storage::CopyMethod;
 use crate::units::{BatSlot, BlockIndex, ChunkIndex, MIB};
 
 /// Who owns the file, in bytes.
@@ -128,9 +129,7 @@ impl Image {
         // ORDER: counted before the new owner's first byte, so that a reader of the old owner notices.
         self.shared.reuse.announce();
         let ready = self
-            .copy_within(entry.file_offset, place.file_offset, len, |piece, at| {
-                self.storage.write_payload_at(piece, at)
-            })
+            .move_within(entry.file_offset, place.file_offset, len)
             .at(self.name())
             .and_then(|()| self.change(writer, held));
         let mut change = match ready {
@@ -148,6 +147,15 @@ impl Image {
         drop(change);
         self.completed(writer);
         Ok(Some(file_offset))
+    }
+
+    /// Puts a block's content to another place: by sharing its extents where the storage can, else by copying.
+    fn move_within(&self, from: u64, to: u64, len: u64) -> Result<()> {
+        let storage = &self.storage;
+        match storage.copy_range_from(&**storage, from, to, len, CopyMethod::Reflink) {
+            Ok(()) => Ok(()),
+            Err(_) => self.copy_within(from, to, len, |piece, at| storage.write_payload_at(piece, at)),
+        }
     }
 
     /// Copies between two places that do not overlap. Zeros become holes where the storage can.

@@ -114,7 +114,7 @@ fn keep_chain(
             true => layer(file, &target, &mut pace).at(name)?,
             false => {
                 let layer = chain.layer_count() - 1;
-                copy::flat(&VhdLayer { chain, layer }, &mut target, &mut pace).at(name)?;
+                copy::flat(&VhdLayer { chain, layer }, &mut target, options, &mut pace).at(name)?;
             }
         }
         target.finish().at(name)?;

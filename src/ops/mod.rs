@@ -18,6 +18,7 @@ mod migrate;
 mod new_file;
 mod pace;
 mod partitions;
+mod pipeline;
 mod plan;
 mod rebase;
 mod repair;

@@ -417,14 +417,26 @@ impl Storage for MemoryStorage {
         source_offset: u64,
         file_offset: u64,
         len: u64,
-        _: CopyMethod,
+        method: CopyMethod,
     ) -> io::Result<()> {
         let Some(source) = source.as_any().downcast_ref::<MemoryStorage>() else {
             return Err(error(libc::EOPNOTSUPP));
         };
         let mut bytes = vec![0; usize::try_from(len).map_err(|_| error(libc::EFBIG))?];
         source.read_at(&mut bytes, source_offset)?;
-        self.write_at(&bytes, file_offset)
+        if method == CopyMethod::Offload {
+            return self.write_at(&bytes, file_offset);
+        }
+        // What is shared has the holes of the other.
+        self.change(|content| content.set_len(content.len.max(file_offset + len)))?;
+        self.zero_range(file_offset, len)?;
+        let mut at = 0;
+        while let Some(data) = source.next_data(source_offset + at, source_offset + len)? {
+            let (from, to) = (data.start - source_offset, data.end - source_offset);
+            self.write_at(&bytes[from as usize..to as usize], file_offset + from)?;
+            at = to;
+        }
+        Ok(())
     }
 
     fn next_data(&self, file_offset: u64, end: u64) -> io::Result<Option<Range<u64>>> {

@@ -7,7 +7,7 @@ use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::guid::Guid;
 use crate::limits;
 use crate::options::DiskType;
-use crate::storage::Storage;
+use crate::storage::{CopyMethod, Storage};
 use crate::units::align_up;
 
 /// Seconds from 1970 to 2000, where VHD timestamps begin.
@@ -83,31 +83,53 @@ impl<'a> VhdWriter<'a> {
 
     /// Writes bytes at a virtual offset; both ends are multiples of 512 inside the disk.
     pub(crate) fn write(&mut self, mut bytes: &[u8], mut offset: u64) -> Result<()> {
-        let Some((block_size, bat)) = &mut self.blocks else {
-            return put_payload(self.storage, bytes, offset);
-        };
-        let block_size = *block_size;
-        let bitmap = bitmap_len(block_size);
         while !bytes.is_empty() {
-            let in_block = offset % u64::from(block_size);
-            let len = (u64::from(block_size) - in_block).min(bytes.len() as u64);
+            let (at, len) = self.place(offset, bytes.len() as u64)?;
             let (now, later) = bytes.split_at(len as usize);
-            let index = (offset / u64::from(block_size)) as usize;
-            let Some(entry) = bat.get_mut(index) else {
-                return Err(Error::new(ErrorKind::Range, "a write behind the end of the disk").with_offset(offset));
-            };
-            if *entry == UNALLOCATED {
-                let data = align_up(self.end + bitmap, DATA_ALIGNMENT).unwrap_or(self.end + bitmap);
-                self.end = data + u64::from(block_size);
-                set_len(self.storage, self.end)?;
-                put(self.storage, &vec![0xFF; bitmap as usize], data - bitmap)?;
-                *entry = u32::try_from((data - bitmap) / SECTOR)
-                    .map_err(|_| Error::new(ErrorKind::Argument, "the VHD would be too large a file"))?;
-            }
-            put_payload(self.storage, now, u64::from(*entry) * SECTOR + bitmap + in_block)?;
+            self.storage
+                .write_payload_at(now, at)
+                .context(|| format!("write at file offset {at:#x}"))?;
             (bytes, offset) = (later, offset + len);
         }
         Ok(())
+    }
+
+    /// The same by sharing the extents that hold the bytes in `file`. Whether it could; if not, they are to be written.
+    pub(crate) fn share(&mut self, file: &dyn Storage, mut from: u64, mut rest: u64, mut offset: u64) -> Result<bool> {
+        while rest > 0 {
+            let (at, len) = self.place(offset, rest)?;
+            let shared = self.storage.copy_range_from(file, from, at, len, CopyMethod::Reflink);
+            if shared.is_err() {
+                return Ok(false);
+            }
+            (from, rest, offset) = (from + len, rest - len, offset + len);
+        }
+        Ok(true)
+    }
+
+    /// Where in the file the first bytes of a range go, and how many of them are together there.
+    fn place(&mut self, offset: u64, len: u64) -> Result<(u64, u64)> {
+        let Some((block_size, bat)) = &mut self.blocks else {
+            return Ok((offset, len));
+        };
+        let block_size = u64::from(*block_size);
+        let bitmap = bitmap_len(block_size as u32);
+        let in_block = offset % block_size;
+        let Some(entry) = bat.get_mut((offset / block_size) as usize) else {
+            return Err(Error::new(ErrorKind::Range, "a write behind the end of the disk").with_offset(offset));
+        };
+        if *entry == UNALLOCATED {
+            let data = align_up(self.end + bitmap, DATA_ALIGNMENT).unwrap_or(self.end + bitmap);
+            self.end = data + block_size;
+            set_len(self.storage, self.end)?;
+            put(self.storage, &vec![0xFF; bitmap as usize], data - bitmap)?;
+            *entry = u32::try_from((data - bitmap) / SECTOR)
+                .map_err(|_| Error::new(ErrorKind::Argument, "the VHD would be too large a file"))?;
+        }
+        Ok((
+            u64::from(*entry) * SECTOR + bitmap + in_block,
+            len.min(block_size - in_block),
+        ))
     }
 
     /// Writes what says what the file is. Not flushed.
@@ -136,12 +158,6 @@ impl<'a> VhdWriter<'a> {
 fn put(storage: &dyn Storage, bytes: &[u8], at: u64) -> Result<()> {
     storage
         .write_at(bytes, at)
-        .context(|| format!("write at file offset {at:#x}"))
-}
-
-fn put_payload(storage: &dyn Storage, bytes: &[u8], at: u64) -> Result<()> {
-    storage
-        .write_payload_at(bytes, at)
         .context(|| format!("write at file offset {at:#x}"))
 }
 

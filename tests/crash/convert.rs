@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use avhdx::ops;
 use avhdx::options::{
-    CheckpointOptions, ConvertOptions, CreateOptions, DiskType, ImageFormat, MigrateOptions, OpenOptions,
+    CheckpointOptions, ConvertOptions, CopyMode, CreateOptions, DiskType, ImageFormat, MigrateOptions, OpenOptions,
 };
 use avhdx::storage::crash::CrashFileSystem;
 use avhdx::storage::fault::{FaultFileSystem, FaultMode};
@@ -81,6 +81,10 @@ fn convert(
     options.to = Some(format);
     options.disk_type = disk_type;
     options.parent = parent.map(path);
+    // Fixed disks are copied, with threads that read ahead; others share what they can.
+    if disk_type == DiskType::Fixed {
+        (options.mode, options.threads) = (CopyMode::Copy, 2);
+    }
     if format == ImageFormat::Vhdx {
         options.block_size = MIB as u32;
     }

@@ -1,33 +1,144 @@
 //! Moving the content. Holes are never read; zeros are never written.
+//!
+//! The caller's thread looks up what there is and writes; reading, and looking for zeros or differences, is work for
+//! several ([`crate::ops::pipeline`]).
 
+use std::collections::VecDeque;
+use std::iter::once;
 use std::ops::Range;
 
-use super::source::{Content, Run};
+use parking_lot::Mutex;
+
+use super::source::{Content, Run, Sharing};
 use super::target::{Target, Vhdx};
-use crate::error::{PathContext, Result};
+use crate::error::{Error, ErrorKind, PathContext, Result};
 use crate::image::payload::Payload;
 use crate::ops::pace::Pace;
-use crate::units::{align_down, align_up, MIB};
+use crate::ops::pipeline::{self, Ends};
+use crate::options::{ConvertOptions, CopyMode};
+use crate::storage::FileId;
+use crate::units::{align_down, align_up, LOG_SECTOR, MIB};
 
 /// Bytes read at once, aligned for the page cache.
 const PIECE: u64 = 4 * MIB;
-/// Zeros are left out in pieces of this size, aligned.
+/// Zeros are left out in pieces of this size, aligned. Less than this is not worth sharing.
 const GRAIN: u64 = 64 << 10;
-/// Ranges read are multiples of this, the larger of the two sector sizes.
-const ALIGNMENT: u64 = 4096;
 
-/// Copies all that is not zero.
-pub(crate) fn flat(source: &dyn Content, target: &mut dyn Target, pace: &mut Pace<'_>) -> Result<()> {
-    let size = source.size()?;
-    let mut buf = vec![0; PIECE as usize];
-    let mut at = 0;
-    while at < size {
-        // One aligned window at a time, and of it what lies between the first and the last byte stored.
-        let end = (align_down(at, PIECE) + PIECE).min(size);
+/// Buffers of [`PIECE`] bytes that nobody uses.
+#[derive(Default)]
+struct Buffers(Mutex<Vec<Vec<u8>>>);
+
+impl Buffers {
+    fn take(&self) -> Vec<u8> {
+        let spare = self.0.lock().pop();
+        spare.unwrap_or_else(|| vec![0; PIECE as usize])
+    }
+
+    fn give(&self, buf: Vec<u8>) {
+        self.0.lock().push(buf);
+    }
+}
+
+/// What was read at an offset, and the parts of it to write.
+struct Found {
+    buf: Vec<u8>,
+    offset: u64,
+    parts: Vec<Range<usize>>,
+    /// Bytes dealt with, and of these moved.
+    done: u64,
+    moved: u64,
+}
+
+/// A range to read.
+struct Piece {
+    range: Range<u64>,
+    /// Zeros are written, too.
+    whole: bool,
+    done: u64,
+}
+
+/// Copies all that is not zero, or shares it. Returns the bytes shared.
+pub(crate) fn flat(
+    source: &dyn Content,
+    target: &mut dyn Target,
+    options: &ConvertOptions,
+    pace: &mut Pace<'_>,
+) -> Result<u64> {
+    let buffers = Buffers::default();
+    let mut flat = Flat {
+        source,
+        target,
+        pace,
+        buffers: &buffers,
+        mode: options.mode,
+        refused: Vec::new(),
+        reflinked: 0,
+        size: source.size()?,
+        at: 0,
+        ready: VecDeque::new(),
+    };
+    pipeline::run(options.threads, &mut flat, |piece: Piece| {
+        let mut buf = buffers.take();
+        let (offset, len) = (piece.range.start, piece.range.end - piece.range.start);
+        let bytes = &mut buf[..len as usize];
+        source.read(bytes, offset)?;
+        let parts = match piece.whole {
+            true => once(0..bytes.len()).collect(),
+            false => stored(bytes, offset),
+        };
+        Ok(Found {
+            buf,
+            offset,
+            parts,
+            done: piece.done,
+            moved: len,
+        })
+    })?;
+    Ok(flat.reflinked)
+}
+
+struct Flat<'a, 'p> {
+    source: &'a dyn Content,
+    target: &'a mut dyn Target,
+    pace: &'a mut Pace<'p>,
+    buffers: &'a Buffers,
+    mode: CopyMode,
+    /// Files that the target cannot share extents with.
+    refused: Vec<Option<FileId>>,
+    reflinked: u64,
+    size: u64,
+    /// What is before was looked up.
+    at: u64,
+    /// What was looked up and is to be read.
+    ready: VecDeque<Piece>,
+}
+
+impl Ends<Piece, Found> for Flat<'_, '_> {
+    fn next(&mut self) -> Result<Option<Piece>> {
+        while self.ready.is_empty() && self.at < self.size {
+            self.look_up()?;
+        }
+        Ok(self.ready.pop_front())
+    }
+
+    fn take(&mut self, found: Found) -> Result<()> {
+        for part in &found.parts {
+            self.target
+                .put(&found.buf[part.clone()], found.offset + part.start as u64)?;
+        }
+        self.buffers.give(found.buf);
+        self.pace.advance(found.done, found.moved)
+    }
+}
+
+impl Flat<'_, '_> {
+    /// One aligned window, and of it what lies between the first and the last byte stored.
+    fn look_up(&mut self) -> Result<()> {
+        let end = (align_down(self.at, PIECE) + PIECE).min(self.size);
         let mut stored: Option<Range<u64>> = None;
-        let mut next = at;
+        let mut next = self.at;
         while next < end {
-            let Run { len, place } = source.run(next, size - next)?;
+            let Run { len, place } = self.source.run(next, self.size - next)?;
             if place.is_some() {
                 let first = stored.as_ref().map_or(next, |range| range.start);
                 stored = Some(first..(next + len).min(end));
@@ -37,42 +148,91 @@ pub(crate) fn flat(source: &dyn Content, target: &mut dyn Target, pace: &mut Pac
                 next = next.min(end);
             }
         }
-        let mut copied = 0;
         if let Some(range) = stored {
-            let from = align_down(range.start, ALIGNMENT);
-            let to = align_up(range.end, ALIGNMENT).unwrap_or(size).min(size);
-            copied = to - from;
-            let piece = &mut buf[..copied as usize];
-            source.read(piece, from)?;
-            put_sparse(piece, from, &mut |bytes, at| target.put(bytes, at))?;
+            let to = align_up(range.end, LOG_SECTOR).unwrap_or(self.size).min(self.size);
+            self.share(align_down(range.start, LOG_SECTOR)..to)?;
         }
         // A hole may reach far behind the window.
-        pace.advance(next - at, copied)?;
-        at = next;
+        let done = next - self.at;
+        self.at = next;
+        match self.ready.back_mut() {
+            Some(last) => {
+                last.done = done;
+                Ok(())
+            }
+            None => self.pace.advance(done, 0),
+        }
     }
-    Ok(())
+
+    /// Shares what it can of a range, and leaves the rest to be read.
+    fn share(&mut self, range: Range<u64>) -> Result<()> {
+        let mut unshared = range.start;
+        let mut at = range.start;
+        while self.mode != CopyMode::Copy && at < range.end {
+            let mut part = 0..0;
+            let (target, mode, refused) = (&mut *self.target, self.mode, &mut self.refused);
+            let (len, sharing) = self.source.share(at, range.end - at, &mut |held| {
+                // File systems share whole blocks.
+                let head = align_up(at, LOG_SECTOR).unwrap_or(at) - at;
+                part = at + head..align_down(at + held.len, LOG_SECTOR);
+                let is_aligned = held.file_offset % LOG_SECTOR == at % LOG_SECTOR;
+                let is_too_small = part.start + GRAIN > part.end;
+                let copy = held.is_better_copied && mode != CopyMode::Reflink;
+                if !is_aligned || is_too_small || copy || refused.contains(&held.file.id()) {
+                    return Ok(false);
+                }
+                let len = part.end - part.start;
+                let shared = target.share(held.file, held.file_offset + head, len, part.start)?;
+                if !shared && mode == CopyMode::Reflink {
+                    let message = "the file system cannot share extents between the two files";
+                    return Err(Error::new(ErrorKind::Unsupported, message).with_hint("use mode=auto or mode=copy"));
+                }
+                if !shared {
+                    refused.push(held.file.id());
+                }
+                Ok(shared)
+            })?;
+            if sharing != Sharing::None {
+                self.leave(unshared..part.start, false);
+                unshared = part.end;
+                match sharing {
+                    Sharing::Wrong => self.leave(part, true),
+                    _ => self.reflinked += part.end - part.start,
+                }
+            }
+            at += len;
+        }
+        self.leave(unshared..range.end, false);
+        Ok(())
+    }
+
+    fn leave(&mut self, range: Range<u64>, whole: bool) {
+        if !range.is_empty() {
+            self.ready.push_back(Piece { range, whole, done: 0 });
+        }
+    }
 }
 
-/// Passes on the grains that hold something.
-fn put_sparse(piece: &[u8], offset: u64, put: &mut dyn FnMut(&[u8], u64) -> Result<()>) -> Result<()> {
-    let grain_end = |at: u64| (align_down(at, GRAIN) + GRAIN).min(offset + piece.len() as u64);
-    let part = |from: u64, to: u64| &piece[(from - offset) as usize..(to - offset) as usize];
-    let end = offset + piece.len() as u64;
-    let mut at = offset;
-    let mut start = offset;
-    while at < end {
-        let next = grain_end(at);
-        if is_zero(part(at, next)) {
-            if start < at {
-                put(part(start, at), start)?;
-            }
-            start = next;
+/// The parts whose grains hold something.
+fn stored(bytes: &[u8], offset: u64) -> Vec<Range<usize>> {
+    let mut parts: Vec<Range<usize>> = Vec::new();
+    let mut at = 0;
+    while at < bytes.len() {
+        let here = offset + at as u64;
+        let end = (at + (align_down(here, GRAIN) + GRAIN - here) as usize).min(bytes.len());
+        if !is_zero(&bytes[at..end]) {
+            add(&mut parts, at..end);
         }
-        at = next;
+        at = end;
     }
-    match start < end {
-        true => put(part(start, end), start),
-        false => Ok(()),
+    parts
+}
+
+/// Adds a range behind the others, of which the last may end where it begins.
+fn add(parts: &mut Vec<Range<usize>>, range: Range<usize>) {
+    match parts.last_mut().filter(|last| last.end == range.start) {
+        Some(last) => last.end = range.end,
+        None => parts.push(range),
     }
 }
 
@@ -88,58 +248,141 @@ pub(crate) fn difference(
     source: &dyn Content,
     parent: &dyn Content,
     target: &mut Vhdx,
+    options: &ConvertOptions,
     pace: &mut Pace<'_>,
 ) -> Result<()> {
-    let geometry = *target.image.geometry();
-    let (sector, block) = (geometry.sector_size(), geometry.block_size());
-    let size = source.size()?;
-    let parent_size = parent.size()?;
-    let parent_run = |at: u64, max: u64| match parent_size.checked_sub(at).filter(|&rest| rest > 0) {
-        Some(rest) => parent.run(at, max.min(rest)),
-        None => Ok(Run { len: max, place: None }),
+    let buffers = Buffers::default();
+    let sector = target.image.geometry().sector_size() as usize;
+    let mut difference = Difference {
+        source,
+        parent,
+        target,
+        pace,
+        buffers: &buffers,
+        size: source.size()?,
+        parent_size: parent.size()?,
+        at: 0,
     };
-    let (mut new, mut old) = (vec![0; PIECE as usize], vec![0; PIECE as usize]);
-    let mut at = 0;
-    while at < size {
-        let here = source.run(at, size - at)?;
-        let there = parent_run(at, size - at)?;
-        let len = here.len.min(there.len);
-        let same = match (here.place, there.place) {
-            (None, None) => true,
-            (Some((Some(a), from)), Some((Some(b), offset))) => a == b && from == offset,
-            _ => false,
-        };
-        if same {
-            at += len;
-            pace.advance(len, 0)?;
-            continue;
-        }
-        let block_len = geometry.block_len(geometry.block_of(at));
-        if here.place.is_none() && at % block == 0 && here.len >= block_len {
-            // Zeros over something: the whole block, without storing one.
-            if !reads_zero(parent, at, block_len.min(parent_size - at), &mut old)? {
-                target.image.zero(at, block_len, true).at(target.image.name())?;
+    pipeline::run(options.threads, &mut difference, |pair: Pair| {
+        let mut old = buffers.take();
+        let result = match pair {
+            Pair::Zeros { block, known } => Compared::Zeros {
+                differ: !reads_zero(parent, block.start, known, &mut old)?,
+                block,
+            },
+            Pair::Bytes { range, known, done } => {
+                let mut buf = buffers.take();
+                let len = (range.end - range.start) as usize;
+                let (new, old) = (&mut buf[..len], &mut old[..len]);
+                source.read(new, range.start)?;
+                parent.read(&mut old[..known as usize], range.start)?;
+                old[known as usize..].fill(0);
+                let parts = different(new, old, sector);
+                Compared::Bytes(Found {
+                    buf,
+                    offset: range.start,
+                    parts,
+                    done,
+                    moved: len as u64,
+                })
             }
-            at += block_len;
-            pace.advance(block_len, block_len)?;
-            continue;
+        };
+        buffers.give(old);
+        Ok(result)
+    })
+}
+
+/// What is to be compared; of the parent the first `known` bytes, behind which it ends.
+enum Pair {
+    /// The disk has zeros in a whole block, and no place for them.
+    Zeros { block: Range<u64>, known: u64 },
+    /// Some bytes, which deal with `done`.
+    Bytes { range: Range<u64>, known: u64, done: u64 },
+}
+
+enum Compared {
+    Zeros { block: Range<u64>, differ: bool },
+    Bytes(Found),
+}
+
+struct Difference<'a, 'p> {
+    source: &'a dyn Content,
+    parent: &'a dyn Content,
+    target: &'a mut Vhdx,
+    pace: &'a mut Pace<'p>,
+    buffers: &'a Buffers,
+    size: u64,
+    parent_size: u64,
+    at: u64,
+}
+
+impl Ends<Pair, Compared> for Difference<'_, '_> {
+    fn next(&mut self) -> Result<Option<Pair>> {
+        while self.at < self.size {
+            let (at, size) = (self.at, self.size);
+            let here = self.source.run(at, size - at)?;
+            let there = match self.parent_size.checked_sub(at).filter(|&rest| rest > 0) {
+                Some(rest) => self.parent.run(at, rest.min(size - at))?,
+                None => Run {
+                    len: size - at,
+                    place: None,
+                },
+            };
+            let len = here.len.min(there.len);
+            let same = match (here.place, there.place) {
+                (None, None) => true,
+                (Some((Some(a), from)), Some((Some(b), offset))) => a == b && from == offset,
+                _ => false,
+            };
+            if same {
+                self.at += len;
+                self.pace.advance(len, 0)?;
+                continue;
+            }
+            let geometry = self.target.image.geometry();
+            let (sector, block_len) = (geometry.sector_size(), geometry.block_len(geometry.block_of(at)));
+            if here.place.is_none() && at % geometry.block_size() == 0 && here.len >= block_len {
+                // Zeros over something: the whole block, without storing one.
+                self.at += block_len;
+                let known = block_len.min(self.parent_size - at);
+                return Ok(Some(Pair::Zeros {
+                    block: at..self.at,
+                    known,
+                }));
+            }
+            // Whole sectors of the disks, which may be larger than what a file knows as one.
+            let from = align_down(at, sector);
+            let end = align_up(at + len, sector).unwrap_or(size).min(size).min(from + PIECE);
+            self.at = end;
+            return Ok(Some(Pair::Bytes {
+                range: from..end,
+                known: self.parent_size.saturating_sub(from).min(end - from),
+                done: end - at,
+            }));
         }
-        // Whole sectors of the disks, which may be larger than what a file knows as one.
-        let from = align_down(at, sector);
-        let len = align_up(at + len, sector).unwrap_or(size).min(size).min(from + PIECE) - from;
-        let (new, old) = (&mut new[..len as usize], &mut old[..len as usize]);
-        source.read(new, from)?;
-        let known = parent_size.saturating_sub(from).min(len);
-        parent.read(&mut old[..known as usize], from)?;
-        old[known as usize..].fill(0);
-        put_different(new, old, sector as usize, &mut |bytes, start| {
-            target.image.write(from + start, Payload::Bytes(bytes))
-        })?;
-        let done = from + len - at;
-        at += done;
-        pace.advance(done, len)?;
+        Ok(None)
     }
-    Ok(())
+
+    fn take(&mut self, result: Compared) -> Result<()> {
+        let image = &self.target.image;
+        match result {
+            Compared::Zeros { block, differ } => {
+                let len = block.end - block.start;
+                if differ {
+                    image.zero(block.start, len, true).at(image.name())?;
+                }
+                self.pace.advance(len, len)
+            }
+            Compared::Bytes(found) => {
+                for part in &found.parts {
+                    let at = found.offset + part.start as u64;
+                    image.write(at, Payload::Bytes(&found.buf[part.clone()]))?;
+                }
+                self.buffers.give(found.buf);
+                self.pace.advance(found.done, found.moved)
+            }
+        }
+    }
 }
 
 /// Whether a range of a disk holds zeros only, stored or not.
@@ -157,21 +400,119 @@ fn reads_zero(disk: &dyn Content, offset: u64, len: u64, buf: &mut [u8]) -> Resu
     Ok(true)
 }
 
-fn put_different(new: &[u8], old: &[u8], sector: usize, put: &mut dyn FnMut(&[u8], u64) -> Result<()>) -> Result<()> {
-    let mut start: Option<usize> = None;
-    let count = new.len().div_ceil(sector);
-    for index in 0..=count {
-        let at = (index * sector).min(new.len());
-        let end = (at + sector).min(new.len());
-        let differs = index < count && new[at..end] != old[at..end];
-        match (start, differs) {
-            (None, true) => start = Some(at),
-            (Some(from), false) => {
-                put(&new[from..at], from as u64)?;
-                start = None;
-            }
-            _ => {}
+/// The parts whose sectors differ.
+fn different(new: &[u8], old: &[u8], sector: usize) -> Vec<Range<usize>> {
+    let mut parts = Vec::new();
+    for (index, (a, b)) in new.chunks(sector).zip(old.chunks(sector)).enumerate() {
+        if a != b {
+            add(&mut parts, index * sector..index * sector + a.len());
         }
     }
-    Ok(())
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::Arc;
+
+    use super::super::source::{Held, Origin};
+    use super::super::target::Raw;
+    use super::*;
+    use crate::storage::{FileSystem, MemoryFileSystem, Storage};
+
+    /// A disk whose second piece is reused while it is shared, and whose last cannot be.
+    struct Reused {
+        bytes: Vec<u8>,
+        file: Arc<dyn Storage>,
+    }
+
+    impl Content for Reused {
+        fn size(&self) -> Result<u64> {
+            Ok(self.bytes.len() as u64)
+        }
+
+        fn run(&self, offset: u64, max: u64) -> Result<Run> {
+            Ok(Run {
+                len: max,
+                place: Some((None, offset)),
+            })
+        }
+
+        fn share(
+            &self,
+            offset: u64,
+            max: u64,
+            share: &mut dyn FnMut(&Held<'_>) -> Result<bool>,
+        ) -> Result<(u64, Sharing)> {
+            let held = Held {
+                file: &*self.file,
+                // Only the first piece is found where it is.
+                file_offset: if offset == PIECE { 0 } else { offset },
+                len: max,
+                is_better_copied: offset == 2 * PIECE,
+            };
+            let sharing = match (share(&held)?, offset == PIECE) {
+                (false, _) => Sharing::None,
+                (true, false) => Sharing::Done,
+                (true, true) => Sharing::Wrong,
+            };
+            Ok((max, sharing))
+        }
+
+        fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
+            assert_ne!(offset, 0, "read though it was shared");
+            buf.copy_from_slice(&self.bytes[offset as usize..][..buf.len()]);
+            Ok(())
+        }
+
+        fn origin(&self) -> Result<Origin> {
+            unreachable!("nobody asks")
+        }
+    }
+
+    #[test]
+    fn what_was_shared_wrongly_is_written_whole() {
+        let fs = MemoryFileSystem::new();
+        let piece = PIECE as usize;
+        let mut bytes = vec![7; piece];
+        // Zeros, where sharing left something else.
+        bytes.resize(2 * piece, 0);
+        bytes.resize(2 * piece + 512, 9);
+        fs.insert("/source", &bytes);
+        let source = Reused {
+            bytes,
+            file: fs.open(Path::new("/source"), crate::storage::Access::Read).unwrap(),
+        };
+        for threads in [0, 2] {
+            let path = format!("/new-{threads}");
+            let new = fs.create_new(Path::new(&path)).unwrap();
+            let options = ConvertOptions {
+                threads,
+                ..ConvertOptions::default()
+            };
+            let mut last = 0;
+            let mut progress = |now: crate::options::Progress| {
+                last = now.done;
+                true
+            };
+            let mut pace = super::super::pace(source.size().unwrap(), 0, &mut progress);
+            let shared = flat(&source, &mut Raw(&*new), &options, &mut pace).unwrap();
+            assert_eq!((shared, last), (PIECE, source.size().unwrap()));
+            assert!(fs.contents(&path).unwrap() == source.bytes);
+        }
+    }
+
+    #[test]
+    fn grains_of_zeros_are_left_out() {
+        let grain = GRAIN as usize;
+        let mut bytes = vec![0; 3 * grain];
+        assert_eq!(stored(&bytes, 512), []);
+        // In the grain that begins before the buffer, and at the end.
+        bytes[grain - 513] = 1;
+        assert!(stored(&bytes, 512).into_iter().eq(once(0..grain - 512)));
+        bytes[grain - 512] = 1;
+        bytes[3 * grain - 1] = 1;
+        assert_eq!(stored(&bytes, 512), [0..2 * grain - 512, 3 * grain - 512..3 * grain]);
+    }
 }

@@ -21,7 +21,7 @@ use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, IoContext, PathContext, Result};
 use crate::format::metadata::{DiskItems, FileParameters};
 use crate::image::create::NewImage;
-use crate::options::{ConvertOptions, DiskType, ImageFormat, OpenOptions, ProgressFn};
+use crate::options::{ConvertOptions, CopyMode, DiskType, ImageFormat, OpenOptions, ProgressFn};
 use crate::units::MIB;
 use crate::vhd::write::VhdWriter;
 
@@ -39,11 +39,13 @@ pub struct ConvertReport {
     pub virtual_size: u64,
     /// Length of the file.
     pub file_size: u64,
+    /// Bytes shared with the files converted, not copied.
+    pub reflinked: u64,
 }
 
 /// Writes what the disk reads as to a new file at `out`, made under a temporary name and renamed when complete and
 /// durable: a file of this name is either absent or whole, and an existing one is never replaced (`EEXIST`). What nobody
-/// stores is not read; zeros are not stored. On failure or cancellation nothing is left. The new disk has the source's
+/// stores is not read; of what is copied, zeros are not stored ([`crate::options::CopyMode`]). On failure or cancellation nothing is left. The new disk has the source's
 /// virtual disk ID, sector sizes and virtual disk items. Writes to the disk during the conversion may or may not be in
 /// the result.
 pub fn convert(chain: &Chain, out: &Path, options: &ConvertOptions, progress: ProgressFn<'_>) -> Result<ConvertReport> {
@@ -59,21 +61,20 @@ pub fn convert_to_stream(
     progress: ProgressFn<'_>,
 ) -> Result<u64> {
     let layer = options.layer;
-    let asked = options.to.is_some_and(|to| to != ImageFormat::Raw) || options.parent.is_some();
-    if asked {
+    if options.to.is_some_and(|to| to != ImageFormat::Raw) || options.parent.is_some() {
         return Err(argument(
             "only raw can be written to a stream",
             "name a file, or use to=raw",
         ));
     }
-    stream(&Layer { chain, layer }, out, options.rate, progress)
-}
-
-fn stream(source: &dyn Content, out: &mut dyn Write, rate: u64, progress: ProgressFn<'_>) -> Result<u64> {
+    if options.mode == CopyMode::Reflink {
+        return Err(argument("a stream shares no extents", "name a file, or use mode=auto"));
+    }
+    let source = &Layer { chain, layer };
     let size = source.size()?;
-    let mut pace = pace(size, rate, progress);
+    let mut pace = pace(size, options.rate, progress);
     let mut target = Stream::new(out);
-    copy::flat(source, &mut target, &mut pace)?;
+    copy::flat(source, &mut target, options, &mut pace)?;
     target.fill(size)?;
     target.flush()?;
     Ok(size)
@@ -116,13 +117,13 @@ pub(super) fn write_file(
     let fs = open.file_system.clone();
     let mut pace = pace(size, options.rate, progress).of(out);
     // Asked for before the file has its name: after that nothing may fail.
-    let mut file_size = 0;
+    let (mut file_size, mut reflinked) = (0, 0);
     match (format, &options.parent) {
         (ImageFormat::Raw, _) => new_file(&*fs, out, |storage| {
             storage
                 .set_len(size)
                 .context(|| format!("extend the file to {size} bytes"))?;
-            copy::flat(source, &mut Raw(&**storage), &mut pace)?;
+            reflinked = copy::flat(source, &mut Raw(&**storage), options, &mut pace)?;
             file_size = target::finish(&**storage)?;
             Ok(())
         })?,
@@ -131,7 +132,7 @@ pub(super) fn write_file(
             let fixed = options.disk_type == DiskType::Fixed;
             new_file(&*fs, out, |storage| {
                 let mut writer = VhdWriter::new(&**storage, size, id, fixed, options.block_size)?;
-                copy::flat(source, &mut writer, &mut pace)?;
+                reflinked = copy::flat(source, &mut writer, options, &mut pace)?;
                 writer.finish()?;
                 file_size = target::finish(&**storage)?;
                 Ok(())
@@ -141,7 +142,7 @@ pub(super) fn write_file(
             let new = new_image(source, options)?;
             new_file(&*fs, out, |storage| {
                 let mut target = Vhdx::new(storage, out, &new)?;
-                copy::flat(source, &mut target, &mut pace)?;
+                reflinked = copy::flat(source, &mut target, options, &mut pace)?;
                 file_size = target.finish()?;
                 Ok(())
             })?
@@ -158,7 +159,7 @@ pub(super) fn write_file(
             };
             new_file(&*fs, out, |storage| {
                 let mut target = Vhdx::new(storage, out, &new)?;
-                copy::difference(source, &parent, &mut target, &mut pace)?;
+                copy::difference(source, &parent, &mut target, options, &mut pace)?;
                 file_size = target.finish()?;
                 Ok(())
             })?
@@ -168,6 +169,7 @@ pub(super) fn write_file(
         format,
         virtual_size: size,
         file_size,
+        reflinked,
     })
 }
 
@@ -177,6 +179,12 @@ fn check(source: &dyn Content, format: ImageFormat, options: &ConvertOptions) ->
     match (&options.parent, format) {
         (Some(_), ImageFormat::Raw | ImageFormat::Vhd) => {
             return Err(argument("only a VHDX can be made on a parent", "set to=vhdx"));
+        }
+        (Some(_), _) if options.mode == CopyMode::Reflink => {
+            return Err(argument(
+                "what differs from the parent is compared and copied",
+                "leave out mode=reflink",
+            ));
         }
         (Some(_), _) if options.disk_type == DiskType::Fixed => {
             return Err(argument(

@@ -1,12 +1,14 @@
 //! What is converted: a disk as its chain of files reads, VHDX or VHD, at any layer.
 
-use crate::chain::snapshot::walk;
+use std::sync::Arc;
+
+use crate::chain::snapshot::{walk, Snapshot, Walk};
 use crate::chain::Chain;
 use crate::error::{Error, ErrorKind, PathContext, Result};
 use crate::format::metadata::{self, Item};
 use crate::guid::Guid;
 use crate::image::lookup::Source;
-use crate::storage::FileId;
+use crate::storage::{FileId, Storage};
 use crate::vhd::VhdChain;
 
 /// Where bytes are kept: equal places hold equal bytes.
@@ -18,6 +20,24 @@ pub(crate) struct Run {
     pub(crate) len: u64,
     /// Where they are; `None` is zeros that nobody stores.
     pub(crate) place: Option<Place>,
+}
+
+/// A run in a file that may share it.
+pub(crate) struct Held<'a> {
+    pub(crate) file: &'a dyn Storage,
+    pub(crate) file_offset: u64,
+    pub(crate) len: u64,
+    /// It is better copied: it may well be zeros, or be written to.
+    pub(crate) is_better_copied: bool,
+}
+
+/// What came of an attempt to share a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Sharing {
+    Done,
+    None,
+    /// It was shared while the space changed its owner: anything may be there.
+    Wrong,
 }
 
 /// What the new disk takes over besides the content.
@@ -38,11 +58,14 @@ const KNOWN: [Guid; 4] = [
 ];
 
 /// A disk to read.
-pub(crate) trait Content {
+pub(crate) trait Content: Sync {
     /// Bytes.
     fn size(&self) -> Result<u64>;
     /// What is at `offset`, a multiple of 512 inside the disk, at most `max` bytes of it.
     fn run(&self, offset: u64, max: u64) -> Result<Run>;
+    /// Hands the run at `offset`, of at most `max` bytes, to `share` if it is in a file and there as it reads; `share`
+    /// tells whether it shared any. The length of the run, and what came of it.
+    fn share(&self, offset: u64, max: u64, share: &mut dyn FnMut(&Held<'_>) -> Result<bool>) -> Result<(u64, Sharing)>;
     /// Reads a range inside the disk.
     fn read(&self, buf: &mut [u8], offset: u64) -> Result<()>;
     fn origin(&self) -> Result<Origin>;
@@ -54,17 +77,24 @@ pub(crate) struct Layer<'a> {
     pub(crate) layer: usize,
 }
 
+impl Layer<'_> {
+    fn walk(&self, offset: u64, max: u64) -> Result<(Arc<Snapshot>, Walk)> {
+        let snapshot = self.chain.current();
+        if self.layer >= snapshot.layers.len() {
+            return Err(Error::new(ErrorKind::Argument, "the layer was merged away"));
+        }
+        let found = walk(&snapshot.layers, self.layer, offset, max)?;
+        Ok((snapshot, found))
+    }
+}
+
 impl Content for Layer<'_> {
     fn size(&self) -> Result<u64> {
         Ok(self.chain.layer(self.layer)?.virtual_size())
     }
 
     fn run(&self, offset: u64, max: u64) -> Result<Run> {
-        let snapshot = self.chain.current();
-        if self.layer >= snapshot.layers.len() {
-            return Err(Error::new(ErrorKind::Argument, "the layer was merged away"));
-        }
-        let found = walk(&snapshot.layers, self.layer, offset, max)?;
+        let (snapshot, found) = self.walk(offset, max)?;
         let place = match found.source {
             Source::Data { file_offset } => {
                 let id = snapshot.layers.get(found.layer).and_then(|image| image.storage().id());
@@ -73,6 +103,30 @@ impl Content for Layer<'_> {
             _ => None,
         };
         Ok(Run { len: found.len, place })
+    }
+
+    fn share(&self, offset: u64, max: u64, share: &mut dyn FnMut(&Held<'_>) -> Result<bool>) -> Result<(u64, Sharing)> {
+        let (mut len, mut shared) = (max, false);
+        let unchanged = self.chain.shared().reuse.unchanged(|| {
+            let (snapshot, found) = self.walk(offset, max)?;
+            len = found.len;
+            let image = &snapshot.layers[found.layer];
+            if let (Source::Data { file_offset }, false) = (found.source, image.is_dirty()) {
+                shared = share(&Held {
+                    file: &**image.storage(),
+                    file_offset,
+                    len,
+                    is_better_copied: image.is_fixed() || found.layer == 0 && !self.chain.is_read_only(),
+                })?;
+            }
+            Ok(())
+        });
+        match (unchanged, shared) {
+            (Some(Err(error)), _) => Err(error),
+            (Some(Ok(())), true) => Ok((len, Sharing::Done)),
+            (None, true) => Ok((len, Sharing::Wrong)),
+            (_, false) => Ok((len, Sharing::None)),
+        }
     }
 
     fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
@@ -118,6 +172,21 @@ impl Content for VhdLayer<'_> {
         Ok(Run { len, place })
     }
 
+    fn share(&self, offset: u64, max: u64, share: &mut dyn FnMut(&Held<'_>) -> Result<bool>) -> Result<(u64, Sharing)> {
+        let (len, found) = self.chain.lookup(self.layer, offset, max)?;
+        let Some((layer, file_offset)) = found else {
+            return Ok((len, Sharing::None));
+        };
+        let file = &self.chain.layers()[layer];
+        let shared = share(&Held {
+            file: &**file.storage(),
+            file_offset,
+            len,
+            is_better_copied: file.header().is_none(),
+        })?;
+        Ok((len, if shared { Sharing::Done } else { Sharing::None }))
+    }
+
     fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
         self.chain.read_layer(self.layer, buf, offset)
     }
@@ -129,5 +198,69 @@ impl Content for VhdLayer<'_> {
             id: self.chain.disk_id(),
             extra: Vec::new(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::ops;
+    use crate::options::{CheckpointOptions, CreateOptions, OpenOptions};
+    use crate::storage::MemoryFileSystem;
+    use crate::units::MIB;
+
+    #[test]
+    fn who_shares_and_what_comes_of_it() {
+        let open = OpenOptions::new().on(Arc::new(MemoryFileSystem::new()));
+        let create = CreateOptions {
+            size: 8 * MIB,
+            block_size: MIB as u32,
+            open: open.clone(),
+            ..CreateOptions::default()
+        };
+        ops::create(Path::new("/base.vhdx"), &create).unwrap();
+        let chain = Chain::open(Path::new("/base.vhdx"), &open).unwrap();
+        chain.write(&[1; 8192], 0, false).unwrap();
+        ops::checkpoint(&chain, Path::new("/a.avhdx"), &CheckpointOptions::default()).unwrap();
+        chain.write(&[2; 4096], 4096, false).unwrap();
+        let source = Layer {
+            chain: &chain,
+            layer: 0,
+        };
+        let share = |at: u64, result: bool, reused: bool| {
+            let mut better_copied = None;
+            let shared = source.share(at, MIB, &mut |held| {
+                better_copied = Some(held.is_better_copied);
+                if reused {
+                    chain.shared().reuse.announce();
+                }
+                Ok(result)
+            });
+            (shared.unwrap(), better_copied)
+        };
+        assert_eq!(share(0, true, false), ((4096, Sharing::Done), Some(false)));
+        assert_eq!(share(0, false, false), ((4096, Sharing::None), Some(false)));
+        assert_eq!(share(0, true, true), ((4096, Sharing::Wrong), Some(false)));
+        assert_eq!(share(0, false, true), ((4096, Sharing::None), Some(false)));
+        // The leaf, to which somebody may write; and what nobody has.
+        assert_eq!(share(4096, true, false), ((4096, Sharing::Done), Some(true)));
+        assert_eq!(share(4 * MIB, true, false), ((MIB, Sharing::None), None));
+        chain.close().unwrap();
+        let chain = Chain::open(
+            Path::new("/a.avhdx"),
+            &OpenOptions {
+                read_only: true,
+                ..open
+            },
+        )
+        .unwrap();
+        let source = Layer {
+            chain: &chain,
+            layer: 0,
+        };
+        let shared = source.share(4096, MIB, &mut |held| Ok(!held.is_better_copied));
+        assert_eq!(shared.unwrap(), (4096, Sharing::Done));
     }
 }

@@ -2,20 +2,28 @@
 
 use std::io::Write;
 use std::path::Path;
+use std::sync::atomic::AtomicU64;
 use std::sync::Arc;
 
-use crate::error::{Error, IoContext, Result};
+use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::image::create::{self as layout, NewImage};
 use crate::image::payload::Payload;
 use crate::image::{Image, Shared};
 use crate::limits;
 use crate::options::{CacheMode, LogPolicy};
-use crate::storage::{Barrier, Storage};
+use crate::storage::{Barrier, CopyMethod, Storage};
 use crate::vhd::write::VhdWriter;
 
 /// Takes nonzero pieces in ascending order, each at most once.
 pub(crate) trait Target {
     fn put(&mut self, bytes: &[u8], offset: u64) -> Result<()>;
+
+    /// Takes a piece, zeros included, by sharing what a file has at `file_offset`. Whether it could: if not, the piece
+    /// is put.
+    fn share(&mut self, file: &dyn Storage, file_offset: u64, len: u64, offset: u64) -> Result<bool> {
+        let _ = (file, file_offset, len, offset);
+        Ok(false)
+    }
 }
 
 pub(crate) struct Raw<'a>(pub(crate) &'a dyn Storage);
@@ -26,11 +34,22 @@ impl Target for Raw<'_> {
             .write_payload_at(bytes, offset)
             .context(|| format!("write at file offset {offset:#x}"))
     }
+
+    fn share(&mut self, file: &dyn Storage, file_offset: u64, len: u64, offset: u64) -> Result<bool> {
+        let shared = self
+            .0
+            .copy_range_from(file, file_offset, offset, len, CopyMethod::Reflink);
+        Ok(shared.is_ok())
+    }
 }
 
 impl Target for VhdWriter<'_> {
     fn put(&mut self, bytes: &[u8], offset: u64) -> Result<()> {
         self.write(bytes, offset)
+    }
+
+    fn share(&mut self, file: &dyn Storage, file_offset: u64, len: u64, offset: u64) -> Result<bool> {
+        VhdWriter::share(self, file, file_offset, len, offset)
     }
 }
 
@@ -100,6 +119,22 @@ impl Vhdx {
 impl Target for Vhdx {
     fn put(&mut self, bytes: &[u8], offset: u64) -> Result<()> {
         self.image.write(offset, Payload::Bytes(bytes))
+    }
+
+    fn share(&mut self, file: &dyn Storage, file_offset: u64, len: u64, offset: u64) -> Result<bool> {
+        let payload = Payload::Copy {
+            source: file,
+            raw: Some(file),
+            file_offset,
+            len,
+            methods: &[CopyMethod::Reflink],
+            reflinked: &AtomicU64::new(0),
+        };
+        match self.image.write(offset, payload) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::Unsupported => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 }
 
