@@ -85,8 +85,8 @@ struct subject {
     int fd;
     uint64_t size, unit, count;
     bool random, write;
-    /* Not in the page cache. */
-    bool cold;
+    /* Not in the page cache; or read into it before every round, since some places of memory are faster than others. */
+    bool cold, read_in;
     /* Make durable after so many, 0 for never; with so many fdatasyncs where the subject is a file. */
     uint64_t flush, syncs;
     uint64_t seed;
@@ -151,6 +151,14 @@ static double taken(struct subject *s)
     return timed(run, s);
 }
 
+static void read_in(const struct subject *s)
+{
+    if (s->read_in && s->disk)
+        disk_read_in(s->disk);
+    else if (s->read_in)
+        file_read_in(s->fd);
+}
+
 /* Turns in a round. */
 #define TURNS 16
 
@@ -164,6 +172,8 @@ static double compare(struct row *row, struct subject *a, struct subject *b)
     sync();
     for (int round = 0; round <= rounds; round++) {
         double of_a = 0, of_b = 0;
+        read_in(a);
+        read_in(b);
         for (int turn = 0; turn < TURNS; turn++) {
             part_a.seed = part_b.seed = (uint64_t)(round * TURNS + turn);
             if (turn % 2) {
@@ -204,22 +214,16 @@ static void beside_close(struct beside *both)
     close(both->fd);
 }
 
-/* In the page cache, with the same kind of pages. */
-static struct beside beside_read_in(const char *leaf, const char *options, const char *raw)
-{
-    struct beside both = beside_open(leaf, options, raw, 0);
-    disk_read_in(both.disk);
-    file_read_in(both.fd);
-    return both;
-}
-
-/* The same of one full file. */
+/* One full file, in the page cache with the same kind of pages as the plain file. */
 static struct beside flat_read_in(void)
 {
     const char *flat = in_work("scattered-1"), *raw = in_work("scattered-1.raw");
     if (access(flat, F_OK) != 0)
         scattered(1, flat, raw);
-    return beside_read_in(flat, "", raw);
+    struct beside both = beside_open(flat, "", raw, 0);
+    disk_read_in(both.disk);
+    file_read_in(both.fd);
+    return both;
 }
 
 static struct subject of_disk(avhdx_disk *disk, struct subject s)
@@ -258,7 +262,7 @@ static struct place *places_of(avhdx_disk *disk, uint64_t unit)
 static double limit(avhdx_disk *disk, const char *name, struct subject shape, uint64_t piece, int fd)
 {
     struct place *places = places_of(disk, piece);
-    struct subject a = shape, b = of_file(fd, shape);
+    struct subject a = of_disk(disk, shape), b = of_file(fd, shape);
     a.places = places;
     a.piece = piece;
     struct row row = row_begin(name, INFORMATION, 0, "x pread");
@@ -267,8 +271,8 @@ static double limit(avhdx_disk *disk, const char *name, struct subject shape, ui
     return median;
 }
 
-#define SEQUENTIAL ((struct subject){.size = SIZE, .unit = MIB, .count = 1024})
-#define RANDOM ((struct subject){.size = SIZE, .unit = 4 * KIB, .count = 200000, .random = true})
+#define SEQUENTIAL ((struct subject){.size = SIZE, .unit = MIB, .count = 1024, .read_in = true})
+#define RANDOM ((struct subject){.size = SIZE, .unit = 4 * KIB, .count = 200000, .random = true, .read_in = true})
 
 /* From the device: what is not in the page cache, and what goes around it. */
 static void cold(const char *leaf, const char *raw)
@@ -276,6 +280,7 @@ static void cold(const char *leaf, const char *raw)
     struct beside both = beside_open(leaf, "read-only=on", raw, 0);
     struct subject sequential = SEQUENTIAL, random = RANDOM;
     sequential.cold = random.cold = true;
+    sequential.read_in = random.read_in = false;
     random.count = 3200;
     struct subject a = of_disk(both.disk, sequential), b = of_file(both.fd, sequential);
     struct row row = row_begin("sequential read 1 MiB, depth 8, cold", INFORMATION, 0, "x pread");
@@ -300,7 +305,7 @@ void bench_reads(void)
         int depth = depths[i];
         const char *leaf = in_work("scattered-%d", depth), *raw = in_work("scattered-%d.raw", depth);
         scattered(depth, leaf, raw);
-        struct beside both = beside_read_in(leaf, "read-only=on", raw);
+        struct beside both = beside_open(leaf, "read-only=on", raw, 0);
         char name[96];
         struct subject a = of_disk(both.disk, SEQUENTIAL), b = of_file(both.fd, SEQUENTIAL);
         snprintf(name, sizeof name, "sequential read 1 MiB, depth %d", depth);
@@ -323,8 +328,6 @@ void bench_reads(void)
     const char *deep = in_work("deep"), *flat = in_work("scattered-1");
     empty_layers(64, deep);
     avhdx_disk *a_disk = disk_open(deep, "read-only=on"), *b_disk = disk_open(flat, "read-only=on");
-    disk_read_in(a_disk);
-    disk_read_in(b_disk);
     struct subject a = of_disk(a_disk, RANDOM), b = of_disk(b_disk, RANDOM);
     struct row row = row_begin("random read 4 KiB, depth 64, time in units of depth 1", AT_MOST, 1.05, "x depth 1");
     compare(&row, &b, &a);
@@ -334,8 +337,9 @@ void bench_reads(void)
 
     const char *shreds = in_work("shredded"), *raw = in_work("shredded.raw");
     shredded(shreds, raw);
-    struct beside both = beside_read_in(shreds, "read-only=on", raw);
-    struct subject shape = {.size = 256 * MIB, .unit = 4 * KIB, .count = 200000, .random = true};
+    struct beside both = beside_open(shreds, "read-only=on", raw, 0);
+    struct subject shape = RANDOM;
+    shape.size = 256 * MIB;
     a = of_disk(both.disk, shape), b = of_file(both.fd, shape);
     row = row_begin("random read 4 KiB, depth 8, every block partial, shredded bitmaps", AT_LEAST, 0.60, "x pread");
     row.limit = limit(both.disk, "(limit: pread from the layers' files at known places, 4 KiB)", shape, shape.unit, both.fd);
@@ -381,6 +385,7 @@ void bench_writes(void)
     struct beside both = flat_read_in();
     struct subject shape = RANDOM;
     shape.write = true;
+    shape.read_in = false;
     struct subject a = of_disk(both.disk, shape), b = of_file(both.fd, shape);
     struct row row = row_begin("random in-place write 4 KiB", AT_LEAST, 0.90, "x pwrite");
     compare(&row, &a, &b);

@@ -216,8 +216,71 @@ void bench_merge(void)
 
 /* ---- Convert ---- */
 
+static double converted(const char *leaf, const char *to, const char *options)
+{
+    avhdx_disk *disk = disk_open(leaf, "read-only=on");
+    avhdx_opts *opts = avhdx_opts_new();
+    need(avhdx_opts_parse(opts, options), options);
+    double start = now();
+    need(avhdx_convert(disk, to, opts, NULL), to);
+    double time = now() - start;
+    avhdx_opts_free(opts);
+    disk_close(disk);
+    command("rm '%s'", to);
+    return time;
+}
+
+/* A child of 2 GiB to raw, beside cp of the child. */
+static void convert_pair(void)
+{
+    char leaf[512], raw[512];
+    pair(work);
+    snprintf(leaf, sizeof leaf, "%s/child.avhdx", work);
+    snprintf(raw, sizeof raw, "%s/child.raw", work);
+    struct row row = row_begin("convert of a 2 GiB child to raw, mode=copy, in units of cp and sync", INFORMATION, 0, "x cp");
+    struct row two = row_begin("the same, threads=2", INFORMATION, 0, "x cp");
+    int few = rounds < 7 ? rounds : 7;
+    for (int round = 0; round <= few; round++) {
+        double cp = 0, ours = 0, theirs = 0;
+        for (int i = 0; i < 3; i++) {
+            sync();
+            switch ((round + i) % 3) {
+            case 0: cp = copied(work); break;
+            case 1: ours = converted(leaf, raw, "to=raw,mode=copy"); break;
+            default: theirs = converted(leaf, raw, "to=raw,mode=copy,threads=2");
+            }
+        }
+        if (round) {
+            row_add(&row, ours / cp);
+            row_add(&two, theirs / cp);
+        }
+    }
+    row_end(&row);
+    row_end(&two);
+    command("rm -f '%s'/base.vhdx '%s'/child.avhdx", work, work);
+
+    const char *name = "convert of a 2 GiB child to raw by reflink, in units of mode=copy";
+    if (!reflinks) {
+        row_skip(name, "no file system that shares extents was given");
+        return;
+    }
+    row = row_begin(name, INFORMATION, 0, "x copy");
+    pair(reflinks);
+    snprintf(leaf, sizeof leaf, "%s/child.avhdx", reflinks);
+    snprintf(raw, sizeof raw, "%s/child.raw", reflinks);
+    for (int round = 0; round <= few; round++) {
+        double copy = converted(leaf, raw, "to=raw,mode=copy");
+        double reflink = converted(leaf, raw, "to=raw,mode=reflink");
+        if (round)
+            row_add(&row, reflink / copy);
+    }
+    row_end(&row);
+    command("rm -f '%s'/base.vhdx '%s'/child.avhdx", reflinks, reflinks);
+}
+
 void bench_convert(void)
 {
+    convert_pair();
     const char *name = "flatten 64 TiB with 64 MiB of data to raw";
     if (!reflinks) {
         row_skip(name, "no file system that holds a file of 64 TiB was given");
@@ -237,18 +300,11 @@ void bench_convert(void)
     disk_close(disk);
     sync();
     struct row row = row_begin(name, AT_MOST, 0.3, "s");
-    avhdx_opts *opts = avhdx_opts_new();
-    need(avhdx_opts_parse(opts, "to=raw"), "to=raw");
     for (int round = 0; round <= rounds; round++) {
-        disk = disk_open(leaf, "read-only=on");
-        double start = now();
-        need(avhdx_convert(disk, raw, opts, NULL), raw);
+        double time = converted(leaf, raw, "to=raw");
         if (round)
-            row_add(&row, now() - start);
-        disk_close(disk);
-        unlink(raw);
+            row_add(&row, time);
     }
-    avhdx_opts_free(opts);
     row_end(&row);
     command("rm -f '%s'/huge.*", reflinks);
 }

@@ -11,6 +11,8 @@ use crate::units::{align_down, align_up, LOG_SECTOR, MIB};
 pub(crate) enum Payload<'a> {
     /// These bytes.
     Bytes(&'a [u8]),
+    /// These bytes of many that fill a file: the device begins with them at once, so that the flush has less to wait for.
+    Bulk(&'a [u8]),
     /// Zeros, this many.
     Zeros(u64),
     /// Bytes of another file.
@@ -33,7 +35,7 @@ pub(crate) enum Payload<'a> {
 impl<'a> Payload<'a> {
     pub(super) fn len(&self) -> u64 {
         match self {
-            Payload::Bytes(bytes) => bytes.len() as u64,
+            Payload::Bytes(bytes) | Payload::Bulk(bytes) => bytes.len() as u64,
             Payload::Zeros(len) | Payload::Copy { len, .. } => *len,
         }
     }
@@ -44,6 +46,10 @@ impl<'a> Payload<'a> {
             Payload::Bytes(bytes) => {
                 let (a, b) = bytes.split_at(at as usize);
                 (Payload::Bytes(a), Payload::Bytes(b))
+            }
+            Payload::Bulk(bytes) => {
+                let (a, b) = bytes.split_at(at as usize);
+                (Payload::Bulk(a), Payload::Bulk(b))
             }
             Payload::Zeros(len) => (Payload::Zeros(at), Payload::Zeros(len - at)),
             Payload::Copy {
@@ -68,12 +74,17 @@ impl<'a> Payload<'a> {
     }
 
     /// Puts the bytes into `target`.
-    pub(super) fn put(&self, target: &dyn Storage, file_offset: u64) -> Result<()> {
+    pub(crate) fn put(&self, target: &dyn Storage, file_offset: u64) -> Result<()> {
         let writing = |at: u64| move || format!("write at file offset {at:#x}");
         match *self {
             Payload::Bytes(bytes) => target
                 .write_payload_at(bytes, file_offset)
                 .context(writing(file_offset)),
+            Payload::Bulk(bytes) => {
+                Payload::Bytes(bytes).put(target, file_offset)?;
+                target.write_behind(file_offset, bytes.len() as u64);
+                Ok(())
+            }
             Payload::Zeros(len) => target.zero_range(file_offset, len).context(writing(file_offset)),
             Payload::Copy {
                 source,

@@ -210,7 +210,7 @@ fn layer(file: &VhdFile, target: &Vhdx, pace: &mut Pace<'_>) -> Result<()> {
                 let len = most.min(range.end - from);
                 buf.resize(len as usize, 0);
                 read_own(file, &mut buf, from)?;
-                image.write(from, Payload::Bytes(&buf))?;
+                image.write(from, Payload::Bulk(&buf))?;
                 from += len;
                 copied += len;
             }

@@ -89,6 +89,8 @@ impl<'a> VhdWriter<'a> {
             self.storage
                 .write_payload_at(now, at)
                 .context(|| format!("write at file offset {at:#x}"))?;
+            // The device works while the next bytes are read.
+            self.storage.write_behind(at, len);
             (bytes, offset) = (later, offset + len);
         }
         Ok(())

@@ -376,7 +376,7 @@ impl Ends<Pair, Compared> for Difference<'_, '_> {
             Compared::Bytes(found) => {
                 for part in &found.parts {
                     let at = found.offset + part.start as u64;
-                    image.write(at, Payload::Bytes(&found.buf[part.clone()]))?;
+                    image.write(at, Payload::Bulk(&found.buf[part.clone()]))?;
                 }
                 self.buffers.give(found.buf);
                 self.pace.advance(found.done, found.moved)

@@ -30,9 +30,7 @@ pub(crate) struct Raw<'a>(pub(crate) &'a dyn Storage);
 
 impl Target for Raw<'_> {
     fn put(&mut self, bytes: &[u8], offset: u64) -> Result<()> {
-        self.0
-            .write_payload_at(bytes, offset)
-            .context(|| format!("write at file offset {offset:#x}"))
+        Payload::Bulk(bytes).put(self.0, offset)
     }
 
     fn share(&mut self, file: &dyn Storage, file_offset: u64, len: u64, offset: u64) -> Result<bool> {
@@ -118,7 +116,7 @@ impl Vhdx {
 
 impl Target for Vhdx {
     fn put(&mut self, bytes: &[u8], offset: u64) -> Result<()> {
-        self.image.write(offset, Payload::Bytes(bytes))
+        self.image.write(offset, Payload::Bulk(bytes))
     }
 
     fn share(&mut self, file: &dyn Storage, file_offset: u64, len: u64, offset: u64) -> Result<bool> {
