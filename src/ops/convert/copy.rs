@@ -179,7 +179,7 @@ impl Flat<'_, '_> {
                 let is_too_small = part.start + GRAIN > part.end;
                 let copy = held.is_better_copied && mode != CopyMode::Reflink;
                 if !is_aligned || is_too_small || copy || refused.contains(&held.file.id()) {
-                    return Ok(false);
+                    return Ok(None);
                 }
                 let len = part.end - part.start;
                 let shared = target.share(held.file, held.file_offset + head, len, part.start)?;
@@ -190,7 +190,7 @@ impl Flat<'_, '_> {
                 if !shared {
                     refused.push(held.file.id());
                 }
-                Ok(shared)
+                Ok(Some(shared))
             })?;
             if sharing != Sharing::None {
                 self.leave(unshared..part.start, false);
@@ -443,7 +443,7 @@ mod tests {
             &self,
             offset: u64,
             max: u64,
-            share: &mut dyn FnMut(&Held<'_>) -> Result<bool>,
+            share: &mut dyn FnMut(&Held<'_>) -> Result<Option<bool>>,
         ) -> Result<(u64, Sharing)> {
             let held = Held {
                 file: &*self.file,
@@ -453,9 +453,9 @@ mod tests {
                 is_better_copied: offset == 2 * PIECE,
             };
             let sharing = match (share(&held)?, offset == PIECE) {
-                (false, _) => Sharing::None,
-                (true, false) => Sharing::Done,
-                (true, true) => Sharing::Wrong,
+                (None, _) => Sharing::None,
+                (_, false) => Sharing::Done,
+                (_, true) => Sharing::Wrong,
             };
             Ok((max, sharing))
         }

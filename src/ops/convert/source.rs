@@ -36,7 +36,7 @@ pub(crate) struct Held<'a> {
 pub(crate) enum Sharing {
     Done,
     None,
-    /// It was shared while the space changed its owner: anything may be there.
+    /// Space changed its owner meanwhile: anything may have been shared.
     Wrong,
 }
 
@@ -64,8 +64,13 @@ pub(crate) trait Content: Sync {
     /// What is at `offset`, a multiple of 512 inside the disk, at most `max` bytes of it.
     fn run(&self, offset: u64, max: u64) -> Result<Run>;
     /// Hands the run at `offset`, of at most `max` bytes, to `share` if it is in a file and there as it reads; `share`
-    /// tells whether it shared any. The length of the run, and what came of it.
-    fn share(&self, offset: u64, max: u64, share: &mut dyn FnMut(&Held<'_>) -> Result<bool>) -> Result<(u64, Sharing)>;
+    /// tells whether it could, if it tried. The length of the run, and what came of it.
+    fn share(
+        &self,
+        offset: u64,
+        max: u64,
+        share: &mut dyn FnMut(&Held<'_>) -> Result<Option<bool>>,
+    ) -> Result<(u64, Sharing)>;
     /// Reads a range inside the disk.
     fn read(&self, buf: &mut [u8], offset: u64) -> Result<()>;
     fn origin(&self) -> Result<Origin>;
@@ -105,14 +110,19 @@ impl Content for Layer<'_> {
         Ok(Run { len: found.len, place })
     }
 
-    fn share(&self, offset: u64, max: u64, share: &mut dyn FnMut(&Held<'_>) -> Result<bool>) -> Result<(u64, Sharing)> {
-        let (mut len, mut shared) = (max, false);
+    fn share(
+        &self,
+        offset: u64,
+        max: u64,
+        share: &mut dyn FnMut(&Held<'_>) -> Result<Option<bool>>,
+    ) -> Result<(u64, Sharing)> {
+        let (mut len, mut tried) = (max, None);
         let unchanged = self.chain.shared().reuse.unchanged(|| {
             let (snapshot, found) = self.walk(offset, max)?;
             len = found.len;
             let image = &snapshot.layers[found.layer];
             if let (Source::Data { file_offset }, false) = (found.source, image.is_dirty()) {
-                shared = share(&Held {
+                tried = share(&Held {
                     file: &**image.storage(),
                     file_offset,
                     len,
@@ -121,11 +131,12 @@ impl Content for Layer<'_> {
             }
             Ok(())
         });
-        match (unchanged, shared) {
+        match (unchanged, tried) {
             (Some(Err(error)), _) => Err(error),
-            (Some(Ok(())), true) => Ok((len, Sharing::Done)),
-            (None, true) => Ok((len, Sharing::Wrong)),
-            (_, false) => Ok((len, Sharing::None)),
+            (Some(Ok(())), Some(true)) => Ok((len, Sharing::Done)),
+            // Also if it could not: a part may be there.
+            (None, Some(_)) => Ok((len, Sharing::Wrong)),
+            _ => Ok((len, Sharing::None)),
         }
     }
 
@@ -172,19 +183,30 @@ impl Content for VhdLayer<'_> {
         Ok(Run { len, place })
     }
 
-    fn share(&self, offset: u64, max: u64, share: &mut dyn FnMut(&Held<'_>) -> Result<bool>) -> Result<(u64, Sharing)> {
+    fn share(
+        &self,
+        offset: u64,
+        max: u64,
+        share: &mut dyn FnMut(&Held<'_>) -> Result<Option<bool>>,
+    ) -> Result<(u64, Sharing)> {
         let (len, found) = self.chain.lookup(self.layer, offset, max)?;
         let Some((layer, file_offset)) = found else {
             return Ok((len, Sharing::None));
         };
         let file = &self.chain.layers()[layer];
-        let shared = share(&Held {
+        let tried = share(&Held {
             file: &**file.storage(),
             file_offset,
             len,
             is_better_copied: file.header().is_none(),
         })?;
-        Ok((len, if shared { Sharing::Done } else { Sharing::None }))
+        Ok((
+            len,
+            match tried {
+                Some(true) => Sharing::Done,
+                _ => Sharing::None,
+            },
+        ))
     }
 
     fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
@@ -229,7 +251,7 @@ mod tests {
             chain: &chain,
             layer: 0,
         };
-        let share = |at: u64, result: bool, reused: bool| {
+        let share = |at: u64, result: Option<bool>, reused: bool| {
             let mut better_copied = None;
             let shared = source.share(at, MIB, &mut |held| {
                 better_copied = Some(held.is_better_copied);
@@ -240,13 +262,14 @@ mod tests {
             });
             (shared.unwrap(), better_copied)
         };
-        assert_eq!(share(0, true, false), ((4096, Sharing::Done), Some(false)));
-        assert_eq!(share(0, false, false), ((4096, Sharing::None), Some(false)));
-        assert_eq!(share(0, true, true), ((4096, Sharing::Wrong), Some(false)));
-        assert_eq!(share(0, false, true), ((4096, Sharing::None), Some(false)));
+        assert_eq!(share(0, Some(true), false), ((4096, Sharing::Done), Some(false)));
+        assert_eq!(share(0, Some(false), false), ((4096, Sharing::None), Some(false)));
+        assert_eq!(share(0, Some(true), true), ((4096, Sharing::Wrong), Some(false)));
+        assert_eq!(share(0, Some(false), true), ((4096, Sharing::Wrong), Some(false)));
+        assert_eq!(share(0, None, true), ((4096, Sharing::None), Some(false)));
         // The leaf, to which somebody may write; and what nobody has.
-        assert_eq!(share(4096, true, false), ((4096, Sharing::Done), Some(true)));
-        assert_eq!(share(4 * MIB, true, false), ((MIB, Sharing::None), None));
+        assert_eq!(share(4096, Some(true), false), ((4096, Sharing::Done), Some(true)));
+        assert_eq!(share(4 * MIB, Some(true), false), ((MIB, Sharing::None), None));
         chain.close().unwrap();
         let chain = Chain::open(
             Path::new("/a.avhdx"),
@@ -260,7 +283,7 @@ mod tests {
             chain: &chain,
             layer: 0,
         };
-        let shared = source.share(4096, MIB, &mut |held| Ok(!held.is_better_copied));
+        let shared = source.share(4096, MIB, &mut |held| Ok(Some(!held.is_better_copied)));
         assert_eq!(shared.unwrap(), (4096, Sharing::Done));
     }
 }
