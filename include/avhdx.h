@@ -1099,8 +1099,14 @@ int avhdx_meta_delete(avhdx_disk *disk, const uint8_t *id);
 /*
  * Both write new files, under temporary names that become the real ones when all is complete and durable: a file of
  * the name asked for is either absent or whole. Existing files are never replaced, and sources never changed. After a
- * failure or a cancellation nothing is left of it. What nobody stores is not read. Where the file system can, extents are
- * shared and nothing is read at all; of what is copied instead, zeros are not stored. See the key "mode".
+ * failure or a cancellation nothing is left of it. What nobody stores is not read.
+ *
+ * With mode=copy all is read, and zeros are not stored. With mode=auto extents are shared instead where the file system can,
+ * at next to no cost in time and space, zeros that are stored among them. Copied are pieces of less than 64 KiB, what
+ * does not lie at whole pages, fixed disks, and the leaf of a disk that is open for writing, which would go to new
+ * places when it is written: open it read-only, or take a checkpoint and convert layer 1. With mode=reflink fixed disks are
+ * shared, too, and what cannot be shared, but for pieces of less than 64 KiB, is a failure. With "threads" the reading is
+ * theirs; each takes 4 MiB of memory, 8 MiB with "parent".
  */
 
 /*
@@ -1111,7 +1117,7 @@ int avhdx_meta_delete(avhdx_disk *disk, const uint8_t *id);
  * return.
  *
  * Keys: those of "convert". Errors: ARGUMENT (what does not go together; a VHD holds at most 2040 GiB), IO with EEXIST,
- * NO_SPACE, CANCELLED, PARENT_MISMATCH (sectors of another size), UNSUPPORTED (mode=reflink where the file system cannot),
+ * NO_SPACE, CANCELLED, PARENT_MISMATCH (sectors of another size), UNSUPPORTED (mode=reflink where sharing is not possible),
  * and those of avhdx_open for "parent".
  * disk, dst: not NULL; opts, progress: may be NULL. Waits for other operations on the disk. Since 1.0.
  */
@@ -1461,7 +1467,7 @@ int avhdx_resume(const char *path, const avhdx_opts *opts, const avhdx_progress_
 
 /*
  * What an operation would do, without doing it. It is rehearsed with the code that does it, on files that only seem to
- * change: every length and every refusal is the real one.
+ * change.
  */
 
 /* Flag of a plan: there is room for bytes where the leaf is. */
@@ -1497,8 +1503,9 @@ struct avhdx_plan
  * Tells what an operation would do to the disk as it is now, and whether it would be refused. Operations and keys are
  * those of avhdx_job_new; "rate" and "verify" mean nothing here. No file changes, but that the leaf's log is emptied
  * first; the disk may be open for reading only. Reads go on, writes wait. Content is read only where the operation has
- * to look at it, as "compact" and "convert" have. Lengths come true to the byte, once the disk is closed, if nothing is
- * written to it meanwhile.
+ * to look at it, as "compact" and "convert" have; what these may share counts as copied, also with mode=reflink. Lengths
+ * come true to the byte, once the disk is closed, if nothing is written to it meanwhile; a "convert" that shares stores
+ * zeros, too, so that its file may be longer.
  *
  * Errors: those of the operation, except NO_SPACE: look at AVHDX_PLAN_FITS. disk, operation, plan: not NULL; opts: may be
  * NULL where the operation needs no key. Waits for other operations on the disk. Since 1.0.

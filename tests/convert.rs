@@ -387,12 +387,24 @@ fn extents_are_shared_where_that_is_wanted() {
                 let mut shared = |open: &OpenOptions, mode| convert("a.avhdx", open, format, fixed, mode, threads).1;
                 assert_eq!(shared(&on(&fs), CopyMode::Auto), 5 * MIB - 8192);
                 assert_eq!(shared(&on(&fs), CopyMode::Copy), 0);
+                assert_eq!(shared(&on(&fs), CopyMode::Reflink), 5 * MIB - 8192);
                 // Of an open disk what the parent has.
                 assert_eq!(shared(&writable, CopyMode::Auto), 2 * MIB - 8192);
-                assert_eq!(shared(&writable, CopyMode::Reflink), 5 * MIB - 8192);
             }
         }
     }
+    let chain = Chain::open(&path("a.avhdx"), &writable).unwrap();
+    let mut reflink = to(ImageFormat::Raw);
+    reflink.mode = CopyMode::Reflink;
+    let error = ops::convert(&chain, &path("no"), &reflink, &mut |_| true).unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Unsupported);
+    assert!(error.to_string().contains("open for writing"), "{error}");
+    assert!(error.hint().is_some_and(|hint| hint.contains("checkpoint")));
+    // What is below it stays as it is.
+    reflink.layer = 1;
+    let report = ops::convert(&chain, &path("below"), &reflink, &mut |_| true).unwrap();
+    assert_eq!(report.reflinked, 3 * MIB);
+    chain.close().unwrap();
     // A fixed disk is full of zeros.
     let (fixed, _) = convert("a.avhdx", &on(&fs), ImageFormat::Vhdx, true, CopyMode::Copy, 0);
     let name = fixed.file_name().unwrap().to_str().unwrap();
@@ -404,6 +416,47 @@ fn extents_are_shared_where_that_is_wanted() {
         convert(name, &on(&fs), ImageFormat::Raw, false, CopyMode::Reflink, 0).1,
         9 * MIB
     );
+}
+
+/// A layer is what it was, whatever happens to the layers while it is converted: a checkpoint waits.
+#[test]
+fn a_checkpoint_waits_for_a_conversion() {
+    for mode in [CopyMode::Copy, CopyMode::Auto] {
+        let fs = MemoryFileSystem::new();
+        let mut create = CreateOptions::default();
+        create.size = 12 * MIB;
+        create.open = OpenOptions::new().on(Arc::new(fs.clone()));
+        ops::create(&path("base.vhdx"), &create).unwrap();
+        let chain = Chain::open(&path("base.vhdx"), &create.open).unwrap();
+        let wanted = vec![1; 12 * MIB as usize];
+        chain.write(&wanted, 0, false).unwrap();
+        ops::checkpoint(&chain, &path("a.avhdx"), &CheckpointOptions::default()).unwrap();
+        chain.write(&[2; 12 * MIB as usize], 0, false).unwrap();
+        let (begin, begun) = std::sync::mpsc::channel();
+        std::thread::scope(|scope| {
+            let chain = &chain;
+            scope.spawn(move || {
+                begun.recv().unwrap();
+                ops::checkpoint(chain, &path("b.avhdx"), &CheckpointOptions::default()).unwrap();
+            });
+            let mut options = to(ImageFormat::Raw);
+            (options.layer, options.mode) = (1, mode);
+            let mut asked = 0;
+            ops::convert(chain, &path("below.raw"), &options, &mut |_| {
+                asked += 1;
+                if asked == 1 {
+                    begin.send(()).unwrap();
+                    // Long enough for a checkpoint that does not wait.
+                    std::thread::sleep(std::time::Duration::from_millis(200));
+                }
+                true
+            })
+            .unwrap();
+            assert!(asked > 1);
+        });
+        assert_eq!(chain.layer_count(), 3);
+        assert!(fs.contents(path("below.raw")).unwrap() == wanted, "{mode:?}");
+    }
 }
 
 /// Files that cannot share: copied, or refused.
@@ -424,6 +477,16 @@ fn extents_that_cannot_be_shared_are_copied() {
         let new = path(&format!("copied.{format:?}").to_lowercase());
         let report = ops::convert(&chain, &new, &options, &mut |_| true).unwrap();
         assert_eq!(report.reflinked, 0);
+        // As if nobody had tried.
+        options.mode = CopyMode::Copy;
+        ops::convert(&chain, &path("plain"), &options, &mut |_| true).unwrap();
+        assert!(format == ImageFormat::Vhdx || fs.contents(&new) == fs.contents(path("plain")));
+        let size = |name: &Path| {
+            let file = fs.open(name, Access::Read).unwrap();
+            (file.len().unwrap(), file.allocated())
+        };
+        assert_eq!(size(&new), size(&path("plain")), "{format:?}");
+        fs.remove(&path("plain")).unwrap();
         let mut found = vec![0; wanted.len()];
         match format {
             ImageFormat::Raw => found = fs.contents(&new).unwrap(),
@@ -435,6 +498,7 @@ fn extents_that_cannot_be_shared_are_copied() {
         let error = ops::convert(&chain, &path("no"), &options, &mut |_| true).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported, "{error:?}");
         assert_eq!(error.hint(), Some("use mode=auto or mode=copy"));
+        assert!(error.to_string().contains("between the two files"), "{error}");
         assert!(!fs.paths().contains(&path("no")));
     }
     let mut reflink = ConvertOptions::default();

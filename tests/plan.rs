@@ -11,8 +11,8 @@ use std::path::PathBuf;
 
 use avhdx::ops;
 use avhdx::options::{
-    CompactOptions, ConvertOptions, DeleteInto, DeleteOptions, DiskType, ImageFormat, MergeMode, MergeOptions,
-    Progress, RebaseOptions, ResizeOptions, RevertOptions, ZeroFlags,
+    CompactOptions, ConvertOptions, CopyMode, DeleteInto, DeleteOptions, DiskType, ImageFormat, MergeMode,
+    MergeOptions, Progress, RebaseOptions, ResizeOptions, RevertOptions, ZeroFlags,
 };
 use avhdx::storage::MemoryFileSystem;
 use avhdx::{Chain, ErrorKind, Result};
@@ -134,6 +134,8 @@ fn operations() -> Vec<Operation> {
                     options.to = to;
                     options.disk_type = kind;
                     options.parent = parent.map(path);
+                    // Sharing cannot be rehearsed.
+                    options.mode = CopyMode::Copy;
                     ops::convert(chain, &path(out), &options, &mut go).map(drop)
                 }),
             ));

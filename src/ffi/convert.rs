@@ -2,8 +2,14 @@
 //!
 //! Both write new files, under temporary names that become the real ones when all is complete and durable: a file of
 //! the name asked for is either absent or whole. Existing files are never replaced, and sources never changed. After a
-//! failure or a cancellation nothing is left of it. What nobody stores is not read. Where the file system can, extents are
-//! shared and nothing is read at all; of what is copied instead, zeros are not stored. See the key "mode".
+//! failure or a cancellation nothing is left of it. What nobody stores is not read.
+//!
+//! With mode=copy all is read, and zeros are not stored. With mode=auto extents are shared instead where the file system can,
+//! at next to no cost in time and space, zeros that are stored among them. Copied are pieces of less than 64 KiB, what
+//! does not lie at whole pages, fixed disks, and the leaf of a disk that is open for writing, which would go to new
+//! places when it is written: open it read-only, or take a checkpoint and convert layer 1. With mode=reflink fixed disks are
+//! shared, too, and what cannot be shared, but for pieces of less than 64 KiB, is a failure. With "threads" the reading is
+//! theirs; each takes 4 MiB of memory, 8 MiB with "parent".
 
 use std::ffi::{c_char, c_int};
 
@@ -25,7 +31,7 @@ pub(super) const NEEDS: &[Need] = &[Need::Write, Need::Create, Need::Rename, Nee
 /// return.
 ///
 /// Keys: those of "convert". Errors: ARGUMENT (what does not go together; a VHD holds at most 2040 GiB), IO with EEXIST,
-/// NO_SPACE, CANCELLED, PARENT_MISMATCH (sectors of another size), UNSUPPORTED (mode=reflink where the file system cannot),
+/// NO_SPACE, CANCELLED, PARENT_MISMATCH (sectors of another size), UNSUPPORTED (mode=reflink where sharing is not possible),
 /// and those of avhdx_open for "parent".
 /// disk, dst: not NULL; opts, progress: may be NULL. Waits for other operations on the disk. Since 1.0.
 ///

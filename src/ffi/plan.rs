@@ -1,7 +1,7 @@
 //! Plans
 //!
 //! What an operation would do, without doing it. It is rehearsed with the code that does it, on files that only seem to
-//! change: every length and every refusal is the real one.
+//! change.
 
 use std::ffi::{c_char, c_int};
 
@@ -48,8 +48,9 @@ unsafe impl Output for avhdx_plan {}
 /// Tells what an operation would do to the disk as it is now, and whether it would be refused. Operations and keys are
 /// those of avhdx_job_new; "rate" and "verify" mean nothing here. No file changes, but that the leaf's log is emptied
 /// first; the disk may be open for reading only. Reads go on, writes wait. Content is read only where the operation has
-/// to look at it, as "compact" and "convert" have. Lengths come true to the byte, once the disk is closed, if nothing is
-/// written to it meanwhile.
+/// to look at it, as "compact" and "convert" have; what these may share counts as copied, also with mode=reflink. Lengths
+/// come true to the byte, once the disk is closed, if nothing is written to it meanwhile; a "convert" that shares stores
+/// zeros, too, so that its file may be longer.
 ///
 /// Errors: those of the operation, except NO_SPACE: look at AVHDX_PLAN_FITS. disk, operation, plan: not NULL; opts: may be
 /// NULL where the operation needs no key. Waits for other operations on the disk. Since 1.0.
@@ -119,13 +120,8 @@ unsafe fn rehearse(disk: *mut avhdx_disk, operation: *const c_char, opts: *const
     operation.check_keys(&settings.job)?;
     settings.merge = settings.merge.rehearsed();
     settings.delete = settings.delete.rehearsed();
-    for rate in [
-        &mut settings.rebase.rate,
-        &mut settings.convert.rate,
-        &mut settings.compact.rate,
-    ] {
-        *rate = 0;
-    }
+    settings.convert = settings.convert.rehearsed();
+    (settings.rebase.rate, settings.compact.rate) = (0, 0);
     // SAFETY: the caller's promise is that of `on_disk_alone`.
     unsafe {
         on_disk_alone(disk, |disk| {

@@ -11,7 +11,7 @@ use super::change::Held;
 use super::{Image, WriteMode};
 use crate::error::{IoContext, PathContext, Result};
 use crate::format::bat::{BitmapEntry, PayloadEntry, PayloadState};
-use crate::storage::CopyMethod;
+use crate::storage;
 use crate::units::{BatSlot, BlockIndex, ChunkIndex, MIB};
 
 /// Who owns the file, in bytes.
@@ -151,11 +151,11 @@ impl Image {
 
     /// Puts a block's content to another place: by sharing its extents where the storage can, else by copying.
     fn move_within(&self, from: u64, to: u64, len: u64) -> Result<()> {
-        let storage = &self.storage;
-        match storage.copy_range_from(&**storage, from, to, len, CopyMethod::Reflink) {
-            Ok(()) => Ok(()),
-            Err(_) => self.copy_within(from, to, len, |piece, at| storage.write_payload_at(piece, at)),
+        let storage = &*self.storage;
+        if storage.can_share(storage) && storage::share(storage, to, storage, from, len).is_ok() {
+            return Ok(());
         }
+        self.copy_within(from, to, len, |piece, at| storage.write_payload_at(piece, at))
     }
 
     /// Copies between two places that do not overlap. Zeros become holes where the storage can.

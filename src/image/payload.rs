@@ -2,8 +2,8 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::error::{Error, ErrorKind, IoContext, Result};
-use crate::storage::{CopyMethod, Storage};
+use crate::error::{IoContext, Result};
+use crate::storage::{self, CopyMethod, Storage};
 use crate::units::{align_down, align_up, LOG_SECTOR, MIB};
 
 /// What to write.
@@ -131,7 +131,7 @@ fn kernel_copy(
         let middle = align_down(len - head, LOG_SECTOR);
         let shareable = from % LOG_SECTOR == to % LOG_SECTOR && middle > 0;
         if shareable {
-            match target.copy_range_from(raw, from + head, to + head, middle, method) {
+            match storage::share(target, to + head, raw, from + head, middle) {
                 Ok(()) => {
                     reflinked.fetch_add(middle, Ordering::Relaxed);
                     for (skip, part) in [(0, head), (head + middle, len - head - middle)] {
@@ -140,12 +140,7 @@ fn kernel_copy(
                     return Ok(true);
                 }
                 Err(_) if methods.len() > 1 => {}
-                Err(cause) => {
-                    let message = "the file system cannot share extents between the two files";
-                    return Err(Error::new(ErrorKind::Unsupported, message)
-                        .with_hint("use mode=auto or mode=copy")
-                        .with_source(cause));
-                }
+                Err(error) => return Err(error),
             }
         }
     }

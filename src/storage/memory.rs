@@ -439,6 +439,10 @@ impl Storage for MemoryStorage {
         Ok(())
     }
 
+    fn can_share(&self, source: &dyn Storage) -> bool {
+        source.as_any().is::<MemoryStorage>()
+    }
+
     fn next_data(&self, file_offset: u64, end: u64) -> io::Result<Option<Range<u64>>> {
         Ok(self.file.content.read().next_data(file_offset, end))
     }

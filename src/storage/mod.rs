@@ -30,6 +30,8 @@ use std::io::{self, IoSliceMut};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::error::{Error, ErrorKind, Result};
+
 /// Why a flush is made: one name for each place in docs/durability.md where something must be stable before the next
 /// step. Real storage ignores it; the crash tests take each away in turn and must then fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -165,6 +167,12 @@ pub trait Storage: Send + Sync + Debug {
         Err(io::Error::from_raw_os_error(libc::EOPNOTSUPP))
     }
 
+    /// Whether this file can have extents of `source`, as far as can be told without doing it.
+    fn can_share(&self, source: &dyn Storage) -> bool {
+        let _ = source;
+        false
+    }
+
     /// The next range at or after `file_offset` that may hold anything but zeros, clipped to `end`; `None` when all of
     /// `[file_offset, end)` is known to be zeros. Storage that cannot tell returns the whole range.
     fn next_data(&self, file_offset: u64, end: u64) -> io::Result<Option<std::ops::Range<u64>>> {
@@ -204,6 +212,21 @@ pub trait Storage: Send + Sync + Debug {
 
     /// For back ends that recognise their own kind in [`Storage::copy_range_from`].
     fn as_any(&self) -> &dyn Any;
+}
+
+/// Shares extents of `source`: both offsets and the length are multiples of the file system's blocks.
+pub(crate) fn share(target: &dyn Storage, file_offset: u64, source: &dyn Storage, from: u64, len: u64) -> Result<()> {
+    target
+        .copy_range_from(source, from, file_offset, len, CopyMethod::Reflink)
+        .map_err(|cause| match cause.raw_os_error() {
+            Some(libc::EOPNOTSUPP | libc::EXDEV | libc::EINVAL | libc::ENOTTY | libc::ENOSYS) => {
+                let message = "the file system cannot share extents between the two files";
+                Error::new(ErrorKind::Unsupported, message)
+                    .with_hint("use mode=auto or mode=copy")
+                    .with_source(cause)
+            }
+            _ => Error::io(format!("share {len} bytes at file offset {from:#x}"), cause),
+        })
 }
 
 /// What a name in a directory stands for.

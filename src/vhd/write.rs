@@ -7,7 +7,7 @@ use crate::error::{Error, ErrorKind, IoContext, Result};
 use crate::guid::Guid;
 use crate::limits;
 use crate::options::DiskType;
-use crate::storage::{CopyMethod, Storage};
+use crate::storage::{self, Storage};
 use crate::units::align_up;
 
 /// Seconds from 1970 to 2000, where VHD timestamps begin.
@@ -96,17 +96,18 @@ impl<'a> VhdWriter<'a> {
         Ok(())
     }
 
-    /// The same by sharing the extents that hold the bytes in `file`. Whether it could; if not, they are to be written.
-    pub(crate) fn share(&mut self, file: &dyn Storage, mut from: u64, mut rest: u64, mut offset: u64) -> Result<bool> {
+    /// The same by sharing the extents that hold the bytes in `file`.
+    pub(crate) fn share(&mut self, file: &dyn Storage, mut from: u64, mut rest: u64, mut offset: u64) -> Result<()> {
         while rest > 0 {
             let (at, len) = self.place(offset, rest)?;
-            let shared = self.storage.copy_range_from(file, from, at, len, CopyMethod::Reflink);
-            if shared.is_err() {
-                return Ok(false);
-            }
+            storage::share(self.storage, at, file, from, len)?;
             (from, rest, offset) = (from + len, rest - len, offset + len);
         }
-        Ok(true)
+        Ok(())
+    }
+
+    pub(crate) fn storage(&self) -> &dyn Storage {
+        self.storage
     }
 
     /// Where in the file the first bytes of a range go, and how many of them are together there.

@@ -1,28 +1,33 @@
-//! Moving the content. Holes are never read; zeros are never written.
+//! Moving the content. What nobody stores is never read; of what is copied, zeros are never written.
 //!
-//! The caller's thread looks up what there is and writes; reading, and looking for zeros or differences, is work for
-//! several ([`crate::ops::pipeline`]).
+//! The caller's thread looks up what there is, shares and writes; reading, and looking for zeros or differences, is work
+//! for several ([`crate::ops::pipeline`]).
 
 use std::collections::VecDeque;
-use std::iter::once;
 use std::ops::Range;
 
 use parking_lot::Mutex;
 
-use super::source::{Content, Run, Sharing};
+use super::source::{Content, Place, Run};
 use super::target::{Target, Vhdx};
 use crate::error::{Error, ErrorKind, PathContext, Result};
 use crate::image::payload::Payload;
 use crate::ops::pace::Pace;
 use crate::ops::pipeline::{self, Ends};
 use crate::options::{ConvertOptions, CopyMode};
-use crate::storage::FileId;
 use crate::units::{align_down, align_up, LOG_SECTOR, MIB};
 
 /// Bytes read at once, aligned for the page cache.
 const PIECE: u64 = 4 * MIB;
 /// Zeros are left out in pieces of this size, aligned. Less than this is not worth sharing.
 const GRAIN: u64 = 64 << 10;
+
+/// Why a run cannot be shared, and what to do about it.
+const NOT_AT_PAGES: (&str, &str) = ("the data of a file does not lie at whole pages", "use mode=auto");
+const NOT_BETWEEN: (&str, &str) = (
+    "the file system does not do that between the two files",
+    "use mode=auto or mode=copy",
+);
 
 /// Buffers of [`PIECE`] bytes that nobody uses.
 #[derive(Default)]
@@ -49,11 +54,9 @@ struct Found {
     moved: u64,
 }
 
-/// A range to read.
+/// A range to read, which deals with `done` bytes.
 struct Piece {
     range: Range<u64>,
-    /// Zeros are written, too.
-    whole: bool,
     done: u64,
 }
 
@@ -71,7 +74,6 @@ pub(crate) fn flat(
         pace,
         buffers: &buffers,
         mode: options.mode,
-        refused: Vec::new(),
         reflinked: 0,
         size: source.size()?,
         at: 0,
@@ -82,10 +84,7 @@ pub(crate) fn flat(
         let (offset, len) = (piece.range.start, piece.range.end - piece.range.start);
         let bytes = &mut buf[..len as usize];
         source.read(bytes, offset)?;
-        let parts = match piece.whole {
-            true => once(0..bytes.len()).collect(),
-            false => stored(bytes, offset),
-        };
+        let parts = stored(bytes, offset);
         Ok(Found {
             buf,
             offset,
@@ -103,8 +102,6 @@ struct Flat<'a, 'p> {
     pace: &'a mut Pace<'p>,
     buffers: &'a Buffers,
     mode: CopyMode,
-    /// Files that the target cannot share extents with.
-    refused: Vec<Option<FileId>>,
     reflinked: u64,
     size: u64,
     /// What is before was looked up.
@@ -132,87 +129,92 @@ impl Ends<Piece, Found> for Flat<'_, '_> {
 }
 
 impl Flat<'_, '_> {
-    /// One aligned window, and of it what lies between the first and the last byte stored.
+    /// One aligned window: shares what it can, and leaves the rest to be read, from the first byte stored to the last.
     fn look_up(&mut self) -> Result<()> {
         let end = (align_down(self.at, PIECE) + PIECE).min(self.size);
-        let mut stored: Option<Range<u64>> = None;
+        let before = self.reflinked;
+        let mut unread: Option<Range<u64>> = None;
         let mut next = self.at;
         while next < end {
-            let Run { len, place } = self.source.run(next, self.size - next)?;
-            if place.is_some() {
-                let first = stored.as_ref().map_or(next, |range| range.start);
-                stored = Some(first..(next + len).min(end));
+            let Run { mut len, place } = self.source.run(next, self.size - next)?;
+            if let Some(place) = place {
+                len = len.min(end - next);
+                let shared = self.share(next, len, &place)?;
+                extend(&mut unread, next..shared.start);
+                if !shared.is_empty() {
+                    self.leave(unread.take());
+                }
+                extend(&mut unread, shared.end..next + len);
             }
             next += len;
-            if place.is_some() {
-                next = next.min(end);
-            }
         }
-        if let Some(range) = stored {
-            let to = align_up(range.end, LOG_SECTOR).unwrap_or(self.size).min(self.size);
-            self.share(align_down(range.start, LOG_SECTOR)..to)?;
-        }
+        self.leave(unread);
         // A hole may reach far behind the window.
         let done = next - self.at;
         self.at = next;
         match self.ready.back_mut() {
-            Some(last) => {
-                last.done = done;
-                Ok(())
-            }
-            None => self.pace.advance(done, 0),
+            Some(last) => last.done = done,
+            None => self.pace.advance(done, 0)?,
+        }
+        // Sharing moves nothing, but may take its time.
+        match self.reflinked > before {
+            true => self.pace.ask(),
+            false => Ok(()),
         }
     }
 
-    /// Shares what it can of a range, and leaves the rest to be read.
-    fn share(&mut self, range: Range<u64>) -> Result<()> {
-        let mut unshared = range.start;
-        let mut at = range.start;
-        while self.mode != CopyMode::Copy && at < range.end {
-            let mut part = 0..0;
-            let (target, mode, refused) = (&mut *self.target, self.mode, &mut self.refused);
-            let (len, sharing) = self.source.share(at, range.end - at, &mut |held| {
-                // File systems share whole blocks.
-                let head = align_up(at, LOG_SECTOR).unwrap_or(at) - at;
-                part = at + head..align_down(at + held.len, LOG_SECTOR);
-                let is_aligned = held.file_offset % LOG_SECTOR == at % LOG_SECTOR;
-                let is_too_small = part.start + GRAIN > part.end;
-                let copy = held.is_better_copied && mode != CopyMode::Reflink;
-                if !is_aligned || is_too_small || copy || refused.contains(&held.file.id()) {
-                    return Ok(None);
-                }
-                let len = part.end - part.start;
-                let shared = target.share(held.file, held.file_offset + head, len, part.start)?;
-                if !shared && mode == CopyMode::Reflink {
-                    let message = "the file system cannot share extents between the two files";
-                    return Err(Error::new(ErrorKind::Unsupported, message).with_hint("use mode=auto or mode=copy"));
-                }
-                if !shared {
-                    refused.push(held.file.id());
-                }
-                Ok(Some(shared))
-            })?;
-            if sharing != Sharing::None {
-                self.leave(unshared..part.start, false);
-                unshared = part.end;
-                match sharing {
-                    Sharing::Wrong => self.leave(part, true),
-                    _ => self.reflinked += part.end - part.start,
-                }
-            }
-            at += len;
+    /// Shares the whole pages of a run, if that is wanted, worth it and possible. What it shared: nothing is an empty range
+    /// at the end of the run.
+    fn share(&mut self, at: u64, len: u64, place: &Place) -> Result<Range<u64>> {
+        let nothing = at + len..at + len;
+        let part = align_up(at, LOG_SECTOR).unwrap_or(at)..align_down(at + len, LOG_SECTOR);
+        let wanted = match self.mode {
+            CopyMode::Copy => false,
+            CopyMode::Auto => !place.is_fixed,
+            CopyMode::Reflink => true,
+        };
+        if !wanted || part.start + GRAIN > part.end {
+            return Ok(nothing);
         }
-        self.leave(unshared..range.end, false);
-        Ok(())
+        let obstacle = match place.obstacle {
+            Some(obstacle) => Some(obstacle),
+            None if place.file_offset % LOG_SECTOR != at % LOG_SECTOR => Some(NOT_AT_PAGES),
+            None if !self.target.can_share(&*place.file) => Some(NOT_BETWEEN),
+            None => None,
+        };
+        let from = place.file_offset + (part.start - at);
+        let shared = match obstacle {
+            Some((why, hint)) => {
+                let message = format!("extents cannot be shared: {why}");
+                Err(Error::new(ErrorKind::Unsupported, message).with_hint(hint))
+            }
+            None => self.target.share(&*place.file, from, part.end - part.start, part.start),
+        };
+        match (shared, self.mode) {
+            (Ok(()), _) => {
+                self.reflinked += part.end - part.start;
+                Ok(part)
+            }
+            (Err(error), CopyMode::Reflink) => Err(error),
+            (Err(_), _) => Ok(nothing),
+        }
     }
 
-    fn leave(&mut self, range: Range<u64>, whole: bool) {
-        if !range.is_empty() {
-            self.ready.push_back(Piece { range, whole, done: 0 });
+    fn leave(&mut self, unread: Option<Range<u64>>) {
+        if let Some(range) = unread {
+            let end = align_up(range.end, LOG_SECTOR).unwrap_or(self.size).min(self.size);
+            let range = align_down(range.start, LOG_SECTOR)..end;
+            self.ready.push_back(Piece { range, done: 0 });
         }
     }
 }
 
+/// Adds a part behind what there is, with what is between them.
+fn extend(range: &mut Option<Range<u64>>, part: Range<u64>) {
+    if !part.is_empty() {
+        *range = Some(range.as_ref().map_or(part.start, |range| range.start)..part.end);
+    }
+}
 /// The parts whose grains hold something.
 fn stored(bytes: &[u8], offset: u64) -> Vec<Range<usize>> {
     let mut parts: Vec<Range<usize>> = Vec::new();
@@ -329,9 +331,9 @@ impl Ends<Pair, Compared> for Difference<'_, '_> {
                 },
             };
             let len = here.len.min(there.len);
-            let same = match (here.place, there.place) {
+            let same = match (&here.place, &there.place) {
                 (None, None) => true,
-                (Some((Some(a), from)), Some((Some(b), offset))) => a == b && from == offset,
+                (Some(here), Some(there)) => here.is_same_as(there),
                 _ => false,
             };
             if same {
@@ -413,95 +415,9 @@ fn different(new: &[u8], old: &[u8], sector: usize) -> Vec<Range<usize>> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-    use std::sync::Arc;
+    use std::iter::once;
 
-    use super::super::source::{Held, Origin};
-    use super::super::target::Raw;
     use super::*;
-    use crate::storage::{FileSystem, MemoryFileSystem, Storage};
-
-    /// A disk whose second piece is reused while it is shared, and whose last cannot be.
-    struct Reused {
-        bytes: Vec<u8>,
-        file: Arc<dyn Storage>,
-    }
-
-    impl Content for Reused {
-        fn size(&self) -> Result<u64> {
-            Ok(self.bytes.len() as u64)
-        }
-
-        fn run(&self, offset: u64, max: u64) -> Result<Run> {
-            Ok(Run {
-                len: max,
-                place: Some((None, offset)),
-            })
-        }
-
-        fn share(
-            &self,
-            offset: u64,
-            max: u64,
-            share: &mut dyn FnMut(&Held<'_>) -> Result<Option<bool>>,
-        ) -> Result<(u64, Sharing)> {
-            let held = Held {
-                file: &*self.file,
-                // Only the first piece is found where it is.
-                file_offset: if offset == PIECE { 0 } else { offset },
-                len: max,
-                is_better_copied: offset == 2 * PIECE,
-            };
-            let sharing = match (share(&held)?, offset == PIECE) {
-                (None, _) => Sharing::None,
-                (_, false) => Sharing::Done,
-                (_, true) => Sharing::Wrong,
-            };
-            Ok((max, sharing))
-        }
-
-        fn read(&self, buf: &mut [u8], offset: u64) -> Result<()> {
-            assert_ne!(offset, 0, "read though it was shared");
-            buf.copy_from_slice(&self.bytes[offset as usize..][..buf.len()]);
-            Ok(())
-        }
-
-        fn origin(&self) -> Result<Origin> {
-            unreachable!("nobody asks")
-        }
-    }
-
-    #[test]
-    fn what_was_shared_wrongly_is_written_whole() {
-        let fs = MemoryFileSystem::new();
-        let piece = PIECE as usize;
-        let mut bytes = vec![7; piece];
-        // Zeros, where sharing left something else.
-        bytes.resize(2 * piece, 0);
-        bytes.resize(2 * piece + 512, 9);
-        fs.insert("/source", &bytes);
-        let source = Reused {
-            bytes,
-            file: fs.open(Path::new("/source"), crate::storage::Access::Read).unwrap(),
-        };
-        for threads in [0, 2] {
-            let path = format!("/new-{threads}");
-            let new = fs.create_new(Path::new(&path)).unwrap();
-            let options = ConvertOptions {
-                threads,
-                ..ConvertOptions::default()
-            };
-            let mut last = 0;
-            let mut progress = |now: crate::options::Progress| {
-                last = now.done;
-                true
-            };
-            let mut pace = super::super::pace(source.size().unwrap(), 0, &mut progress);
-            let shared = flat(&source, &mut Raw(&*new), &options, &mut pace).unwrap();
-            assert_eq!((shared, last), (PIECE, source.size().unwrap()));
-            assert!(fs.contents(&path).unwrap() == source.bytes);
-        }
-    }
 
     #[test]
     fn grains_of_zeros_are_left_out() {

@@ -45,10 +45,11 @@ pub struct ConvertReport {
 
 /// Writes what the disk reads as to a new file at `out`, made under a temporary name and renamed when complete and
 /// durable: a file of this name is either absent or whole, and an existing one is never replaced (`EEXIST`). What nobody
-/// stores is not read; of what is copied, zeros are not stored ([`crate::options::CopyMode`]). On failure or cancellation nothing is left. The new disk has the source's
-/// virtual disk ID, sector sizes and virtual disk items. Writes to the disk during the conversion may or may not be in
-/// the result.
+/// stores is not read; of what is copied, zeros are not stored ([`crate::options::CopyMode`]). On failure or cancellation
+/// nothing is left. The new disk has the source's virtual disk ID, sector sizes and virtual disk items. Other operations
+/// on the chain wait; writes to the disk during the conversion may or may not be in the result.
 pub fn convert(chain: &Chain, out: &Path, options: &ConvertOptions, progress: ProgressFn<'_>) -> Result<ConvertReport> {
+    let _control = chain.control.lock();
     let layer = options.layer;
     write_file(&Layer { chain, layer }, out, options, chain.options(), progress)
 }
@@ -70,6 +71,7 @@ pub fn convert_to_stream(
     if options.mode == CopyMode::Reflink {
         return Err(argument("a stream shares no extents", "name a file, or use mode=auto"));
     }
+    let _control = chain.control.lock();
     let source = &Layer { chain, layer };
     let size = source.size()?;
     let mut pace = pace(size, options.rate, progress);

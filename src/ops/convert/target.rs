@@ -11,18 +11,23 @@ use crate::image::payload::Payload;
 use crate::image::{Image, Shared};
 use crate::limits;
 use crate::options::{CacheMode, LogPolicy};
-use crate::storage::{Barrier, CopyMethod, Storage};
+use crate::storage::{self, Barrier, CopyMethod, Storage};
 use crate::vhd::write::VhdWriter;
 
-/// Takes nonzero pieces in ascending order, each at most once.
+/// Takes pieces, each once. Those that are put come in ascending order; what is left out reads as zeros.
 pub(crate) trait Target {
     fn put(&mut self, bytes: &[u8], offset: u64) -> Result<()>;
 
-    /// Takes a piece, zeros included, by sharing what a file has at `file_offset`. Whether it could: if not, the piece
-    /// is put.
-    fn share(&mut self, file: &dyn Storage, file_offset: u64, len: u64, offset: u64) -> Result<bool> {
+    /// Whether it can have extents of `file`, as far as can be told.
+    fn can_share(&self, file: &dyn Storage) -> bool {
+        let _ = file;
+        false
+    }
+
+    /// Takes `len` bytes, zeros included, by sharing what `file` has at `file_offset`. If that fails, the piece may be put.
+    fn share(&mut self, file: &dyn Storage, file_offset: u64, len: u64, offset: u64) -> Result<()> {
         let _ = (file, file_offset, len, offset);
-        Ok(false)
+        Err(Error::new(ErrorKind::Unsupported, "this shares nothing"))
     }
 }
 
@@ -33,11 +38,12 @@ impl Target for Raw<'_> {
         Payload::Bulk(bytes).put(self.0, offset)
     }
 
-    fn share(&mut self, file: &dyn Storage, file_offset: u64, len: u64, offset: u64) -> Result<bool> {
-        let shared = self
-            .0
-            .copy_range_from(file, file_offset, offset, len, CopyMethod::Reflink);
-        Ok(shared.is_ok())
+    fn can_share(&self, file: &dyn Storage) -> bool {
+        self.0.can_share(file)
+    }
+
+    fn share(&mut self, file: &dyn Storage, file_offset: u64, len: u64, offset: u64) -> Result<()> {
+        storage::share(self.0, offset, file, file_offset, len)
     }
 }
 
@@ -46,7 +52,11 @@ impl Target for VhdWriter<'_> {
         self.write(bytes, offset)
     }
 
-    fn share(&mut self, file: &dyn Storage, file_offset: u64, len: u64, offset: u64) -> Result<bool> {
+    fn can_share(&self, file: &dyn Storage) -> bool {
+        self.storage().can_share(file)
+    }
+
+    fn share(&mut self, file: &dyn Storage, file_offset: u64, len: u64, offset: u64) -> Result<()> {
         VhdWriter::share(self, file, file_offset, len, offset)
     }
 }
@@ -119,7 +129,11 @@ impl Target for Vhdx {
         self.image.write(offset, Payload::Bulk(bytes))
     }
 
-    fn share(&mut self, file: &dyn Storage, file_offset: u64, len: u64, offset: u64) -> Result<bool> {
+    fn can_share(&self, file: &dyn Storage) -> bool {
+        self.image.storage().can_share(file)
+    }
+
+    fn share(&mut self, file: &dyn Storage, file_offset: u64, len: u64, offset: u64) -> Result<()> {
         let payload = Payload::Copy {
             source: file,
             raw: Some(file),
@@ -128,11 +142,7 @@ impl Target for Vhdx {
             methods: &[CopyMethod::Reflink],
             reflinked: &AtomicU64::new(0),
         };
-        match self.image.write(offset, payload) {
-            Ok(()) => Ok(true),
-            Err(error) if error.kind() == ErrorKind::Unsupported => Ok(false),
-            Err(error) => Err(error),
-        }
+        self.image.write(offset, payload)
     }
 }
 

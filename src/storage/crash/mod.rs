@@ -183,6 +183,10 @@ impl Storage for CrashStorage {
         self.write_at(&bytes, file_offset)
     }
 
+    fn can_share(&self, _: &dyn Storage) -> bool {
+        true
+    }
+
     fn next_data(&self, file_offset: u64, end: u64) -> io::Result<Option<Range<u64>>> {
         self.inner.next_data(file_offset, end)
     }
