@@ -1101,12 +1101,13 @@ int avhdx_meta_delete(avhdx_disk *disk, const uint8_t *id);
  * the name asked for is either absent or whole. Existing files are never replaced, and sources never changed. After a
  * failure or a cancellation nothing is left of it. What nobody stores is not read.
  *
- * With mode=copy all is read, and zeros are not stored. With mode=auto extents are shared instead where the file system can,
- * at next to no cost in time and space, zeros that are stored among them. Copied are pieces of less than 64 KiB, what
- * does not lie at whole pages, fixed disks, and the leaf of a disk that is open for writing, which would go to new
- * places when it is written: open it read-only, or take a checkpoint and convert layer 1. With mode=reflink fixed disks are
- * shared, too, and what cannot be shared, but for pieces of less than 64 KiB, is a failure. With "threads" the reading is
- * theirs; each takes 4 MiB of memory, 8 MiB with "parent".
+ * With mode=copy all that is stored is read, and zeros are not stored. With mode=auto extents are shared instead where the
+ * file system can, at next to no cost in time and space, zeros that are stored among them. Copied are: of each 4 MiB of
+ * the disk, pieces of less than 64 KiB; what does not lie at whole pages; files whose log is applied in memory alone;
+ * fixed disks; and the leaf of a disk that is open for writing, which would go to new places when it is written: open it
+ * read-only, or take a checkpoint and convert layer 1. With mode=reflink fixed disks are shared, too, and what else cannot
+ * be shared, but for such pieces, is a failure. With "threads" the reading is theirs, with 4 MiB of memory for each and
+ * for two more, twice that with "parent".
  */
 
 /*
@@ -1507,7 +1508,7 @@ struct avhdx_plan
  * come true to the byte, once the disk is closed, if nothing is written to it meanwhile; a "convert" that shares stores
  * zeros, too, so that its file may be longer.
  *
- * Errors: those of the operation, except NO_SPACE: look at AVHDX_PLAN_FITS. disk, operation, plan: not NULL; opts: may be
+ * Errors: those of the operation, except NO_SPACE, for which look at AVHDX_PLAN_FITS, and what mode=reflink refuses. disk, operation, plan: not NULL; opts: may be
  * NULL where the operation needs no key. Waits for other operations on the disk. Since 1.0.
  */
 int avhdx_plan(avhdx_disk *disk, const char *operation, const avhdx_opts *opts, struct avhdx_plan *plan);

@@ -286,15 +286,15 @@ pub enum ImageFormat {
 /// How the bytes of a new file get there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum CopyMode {
-    /// Share extents where the file system can, else copy. Copied are pieces of less than 64 KiB, what does not lie at
-    /// whole pages, a fixed disk, whose zeros are then left out, and the leaf of a chain that is open for writing, which
-    /// would have to leave shared extents to be written.
+    /// Share extents where the file system can, else copy. Copied are: of each 4 MiB of the disk, pieces of less than
+    /// 64 KiB; what does not lie at whole pages; files whose log is applied in memory alone; a fixed disk, whose zeros are
+    /// then left out; and the leaf of a chain that is open for writing, which would have to leave shared extents to be
+    /// written.
     #[default]
     Auto,
     /// Copy everything that is not zero.
     Copy,
-    /// Share extents, those of a fixed disk too; fails with `Unsupported` where that is not possible, but for pieces of
-    /// less than 64 KiB.
+    /// Share extents, those of a fixed disk too; fails with `Unsupported` where that is not possible, but for such pieces.
     Reflink,
 }
 
@@ -318,8 +318,8 @@ pub struct ConvertOptions {
     pub mode: CopyMode,
     /// Bytes read per second at most; 0 for no limit.
     pub rate: u64,
-    /// Threads started to read, so that reading and writing overlap, with 4 MiB of memory each, 8 MiB with `parent`; 0: the
-    /// caller's own reads.
+    /// Threads started to read, so that reading and writing overlap, with 4 MiB of memory for each and for two more, twice
+    /// that with `parent`; 0: the caller's own reads.
     pub threads: usize,
 }
 

@@ -3,7 +3,7 @@
 //! The caller's thread looks up what there is, shares and writes; reading, and looking for zeros or differences, is work
 //! for several ([`crate::ops::pipeline`]).
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::ops::Range;
 
 use parking_lot::Mutex;
@@ -15,6 +15,7 @@ use crate::image::payload::Payload;
 use crate::ops::pace::Pace;
 use crate::ops::pipeline::{self, Ends};
 use crate::options::{ConvertOptions, CopyMode};
+use crate::storage::{FileId, Storage};
 use crate::units::{align_down, align_up, LOG_SECTOR, MIB};
 
 /// Bytes read at once, aligned for the page cache.
@@ -74,6 +75,7 @@ pub(crate) fn flat(
         pace,
         buffers: &buffers,
         mode: options.mode,
+        known: HashMap::new(),
         reflinked: 0,
         size: source.size()?,
         at: 0,
@@ -102,6 +104,8 @@ struct Flat<'a, 'p> {
     pace: &'a mut Pace<'p>,
     buffers: &'a Buffers,
     mode: CopyMode,
+    /// Which files the target can have extents of.
+    known: HashMap<Option<FileId>, bool>,
     reflinked: u64,
     size: u64,
     /// What is before was looked up.
@@ -179,7 +183,7 @@ impl Flat<'_, '_> {
         let obstacle = match place.obstacle {
             Some(obstacle) => Some(obstacle),
             None if place.file_offset % LOG_SECTOR != at % LOG_SECTOR => Some(NOT_AT_PAGES),
-            None if !self.target.can_share(&*place.file) => Some(NOT_BETWEEN),
+            None if !self.may_share(&*place.file) => Some(NOT_BETWEEN),
             None => None,
         };
         let from = place.file_offset + (part.start - at);
@@ -196,8 +200,19 @@ impl Flat<'_, '_> {
                 Ok(part)
             }
             (Err(error), CopyMode::Reflink) => Err(error),
-            (Err(_), _) => Ok(nothing),
+            (Err(error), _) => {
+                if error.kind() == ErrorKind::Unsupported {
+                    self.known.insert(place.file.id(), false);
+                }
+                Ok(nothing)
+            }
         }
+    }
+
+    /// Whether it can have extents of a file, asked once.
+    fn may_share(&mut self, file: &dyn Storage) -> bool {
+        let target = &self.target;
+        *self.known.entry(file.id()).or_insert_with(|| target.can_share(file))
     }
 
     fn leave(&mut self, unread: Option<Range<u64>>) {
@@ -215,6 +230,7 @@ fn extend(range: &mut Option<Range<u64>>, part: Range<u64>) {
         *range = Some(range.as_ref().map_or(part.start, |range| range.start)..part.end);
     }
 }
+
 /// The parts whose grains hold something.
 fn stored(bytes: &[u8], offset: u64) -> Vec<Range<usize>> {
     let mut parts: Vec<Range<usize>> = Vec::new();

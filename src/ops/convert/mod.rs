@@ -54,7 +54,8 @@ pub fn convert(chain: &Chain, out: &Path, options: &ConvertOptions, progress: Pr
     write_file(&Layer { chain, layer }, out, options, chain.options(), progress)
 }
 
-/// Writes what the disk reads as at a layer to a stream, zeros included. Returns the bytes.
+/// Writes what the disk reads as at a layer to a stream, zeros included. Returns the bytes. Other operations on the chain
+/// wait: whoever reads the stream must not wait for one.
 pub fn convert_to_stream(
     chain: &Chain,
     out: &mut dyn Write,

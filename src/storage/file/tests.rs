@@ -567,3 +567,34 @@ fn around_the_cache_ranges_are_copied() {
         }
     }
 }
+
+/// Asked of a file that grows meanwhile, as one does that is compacted in use: nothing of it may change. Worth something on
+/// a file system that shares extents: TMPDIR.
+#[test]
+fn asking_whether_extents_can_be_shared_changes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let fs = OsFileSystem;
+    let path = dir.path().join("grows");
+    let file = fs.create_new(&path).unwrap();
+    file.write_at(&[7; 8192], 0).unwrap();
+    let can = file.can_share(&*file);
+    std::thread::scope(|scope| {
+        scope.spawn(|| (2..20_000).for_each(|n| file.set_len(n * 4096).unwrap()));
+        scope.spawn(|| (0..20_000).for_each(|_| assert_eq!(file.can_share(&*file), can)));
+    });
+    assert_eq!(file.len().unwrap(), 19_999 * 4096);
+    let mut buf = [0; 8192];
+    file.read_at(&mut buf, 0).unwrap();
+    assert_eq!(buf, [7; 8192]);
+    // What it says is so.
+    let shared = file.copy_range_from(&*file, 0, 1 << 20, 8192, CopyMethod::Reflink);
+    assert_eq!(shared.is_ok(), can, "{shared:?}");
+    let other = fs.create_new(&dir.path().join("other")).unwrap();
+    let shared = other.copy_range_from(&*file, 0, 0, 8192, CopyMethod::Reflink);
+    assert_eq!(shared.is_ok(), other.can_share(&*file), "{shared:?}");
+    assert!(!file.can_share(
+        &*crate::storage::MemoryFileSystem::new()
+            .create_new(Path::new("/m"))
+            .unwrap()
+    ));
+}
