@@ -10,6 +10,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
@@ -231,6 +232,15 @@ void disk_forget(avhdx_disk *disk)
 {
     for (int layer = 0; layer < avhdx_layer_count(disk); layer++)
         file_forget(avhdx_layer_fd(disk, layer));
+}
+
+void memory_touch(uint64_t bytes)
+{
+    char *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    need_sys(memory != MAP_FAILED, "memory");
+    for (uint64_t at = 0; at < bytes; at += 4 * KIB)
+        memory[at] = 1;
+    need_sys(munmap(memory, bytes) == 0, "memory");
 }
 
 int main(int argc, char **argv)
