@@ -1508,8 +1508,9 @@ struct avhdx_plan
  * come true to the byte, once the disk is closed, if nothing is written to it meanwhile; a "convert" that shares stores
  * zeros, too, so that its file may be longer.
  *
- * Errors: those of the operation, except NO_SPACE, for which look at AVHDX_PLAN_FITS, and what mode=reflink refuses. disk, operation, plan: not NULL; opts: may be
- * NULL where the operation needs no key. Waits for other operations on the disk. Since 1.0.
+ * Errors: those of the operation, except NO_SPACE, for which look at AVHDX_PLAN_FITS, and what mode=reflink refuses.
+ * disk, operation, plan: not NULL; opts: may be NULL where the operation needs no key. Waits for other operations on the
+ * disk. Since 1.0.
  */
 int avhdx_plan(avhdx_disk *disk, const char *operation, const avhdx_opts *opts, struct avhdx_plan *plan);
 

@@ -36,6 +36,17 @@ fn content(chain: &Chain, layer: usize) -> Vec<u8> {
     bytes
 }
 
+/// What a new disk holds.
+fn read_back(fs: &MemoryFileSystem, new: &Path, format: ImageFormat, len: usize) -> Vec<u8> {
+    let mut found = vec![0; len];
+    match format {
+        ImageFormat::Raw => found = fs.contents(new).unwrap(),
+        ImageFormat::Vhd => VhdChain::open(new, &on(fs)).unwrap().read(&mut found, 0).unwrap(),
+        _ => Chain::open(new, &on(fs)).unwrap().read(&mut found, 0).unwrap(),
+    }
+    found
+}
+
 fn check(path: &Path, open: &OpenOptions) {
     let report = ops::check(path, open, &CheckOptions::default(), &mut |finding| {
         assert_ne!(finding.severity, ops::Severity::Error, "{finding:?}");
@@ -371,13 +382,7 @@ fn extents_are_shared_where_that_is_wanted() {
         let chain = Chain::open(&path(from), open).unwrap();
         let report = ops::convert(&chain, &new, &options, &mut |_| true).unwrap();
         chain.close().unwrap();
-        let mut found = vec![0; wanted.len()];
-        match format {
-            ImageFormat::Raw => found = fs.contents(&new).unwrap(),
-            ImageFormat::Vhd => VhdChain::open(&new, &on(&fs)).unwrap().read(&mut found, 0).unwrap(),
-            _ => Chain::open(&new, &on(&fs)).unwrap().read(&mut found, 0).unwrap(),
-        }
-        assert!(found == wanted, "{new:?}");
+        assert!(read_back(&fs, &new, format, wanted.len()) == wanted, "{new:?}");
         (new, report.reflinked)
     };
     let writable = OpenOptions::new().on(Arc::new(fs.clone()));
@@ -399,6 +404,7 @@ fn extents_are_shared_where_that_is_wanted() {
     let error = ops::convert(&chain, &path("no"), &reflink, &mut |_| true).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unsupported);
     assert!(error.to_string().contains("open for writing"), "{error}");
+    assert!(error.layer() == Some(0) && error.offset().is_some(), "{error:?}");
     assert!(error.hint().is_some_and(|hint| hint.contains("checkpoint")));
     // What is below it stays as it is.
     reflink.layer = 1;
@@ -487,13 +493,7 @@ fn extents_that_cannot_be_shared_are_copied() {
         };
         assert_eq!(size(&new), size(&path("plain")), "{format:?}");
         fs.remove(&path("plain")).unwrap();
-        let mut found = vec![0; wanted.len()];
-        match format {
-            ImageFormat::Raw => found = fs.contents(&new).unwrap(),
-            ImageFormat::Vhd => VhdChain::open(&new, &on(&fs)).unwrap().read(&mut found, 0).unwrap(),
-            _ => Chain::open(&new, &on(&fs)).unwrap().read(&mut found, 0).unwrap(),
-        }
-        assert!(found == wanted, "{new:?}");
+        assert!(read_back(&fs, &new, format, wanted.len()) == wanted, "{new:?}");
         options.mode = CopyMode::Reflink;
         let error = ops::convert(&chain, &path("no"), &options, &mut |_| true).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported, "{error:?}");

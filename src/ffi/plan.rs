@@ -52,8 +52,9 @@ unsafe impl Output for avhdx_plan {}
 /// come true to the byte, once the disk is closed, if nothing is written to it meanwhile; a "convert" that shares stores
 /// zeros, too, so that its file may be longer.
 ///
-/// Errors: those of the operation, except NO_SPACE, for which look at AVHDX_PLAN_FITS, and what mode=reflink refuses. disk, operation, plan: not NULL; opts: may be
-/// NULL where the operation needs no key. Waits for other operations on the disk. Since 1.0.
+/// Errors: those of the operation, except NO_SPACE, for which look at AVHDX_PLAN_FITS, and what mode=reflink refuses.
+/// disk, operation, plan: not NULL; opts: may be NULL where the operation needs no key. Waits for other operations on the
+/// disk. Since 1.0.
 ///
 /// # Safety
 /// Each pointer is NULL or as described; `disk` is not closed before the call ends.

@@ -199,7 +199,7 @@ impl Flat<'_, '_> {
                 self.reflinked += part.end - part.start;
                 Ok(part)
             }
-            (Err(error), CopyMode::Reflink) => Err(error),
+            (Err(error), CopyMode::Reflink) => Err(error.with_layer(place.layer).with_offset(at)),
             (Err(error), _) => {
                 if error.kind() == ErrorKind::Unsupported {
                     self.known.insert(place.file.id(), false);

@@ -25,6 +25,8 @@ const LIVE: (&str, &str) = (
 pub(crate) struct Place {
     pub(crate) file: Arc<dyn Storage>,
     pub(crate) file_offset: u64,
+    /// The layer whose file it is.
+    pub(crate) layer: usize,
     /// The file has space for every block, also for zeros.
     pub(crate) is_fixed: bool,
     /// Why its extents may have no other owner, and what to do about it.
@@ -90,6 +92,7 @@ impl Content for Layer<'_> {
             (Source::Data { file_offset }, Some(image)) => Some(Place {
                 file: image.storage().clone(),
                 file_offset,
+                layer: found.layer,
                 is_fixed: image.is_fixed(),
                 obstacle: match (image.is_dirty(), found.layer == 0 && !self.chain.is_read_only()) {
                     (true, _) => Some(DIRTY),
@@ -146,6 +149,7 @@ impl Content for VhdLayer<'_> {
             Some(Place {
                 file: file.storage().clone(),
                 file_offset,
+                layer,
                 is_fixed: file.header().is_none(),
                 obstacle: None,
             })
