@@ -10,7 +10,7 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
+#include <sys/sysinfo.h>
 #include <sys/uio.h>
 #include <time.h>
 #include <unistd.h>
@@ -234,13 +234,22 @@ void disk_forget(avhdx_disk *disk)
         file_forget(avhdx_layer_fd(disk, layer));
 }
 
-void memory_touch(uint64_t bytes)
+void memory_fill(void)
 {
-    char *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    need_sys(memory != MAP_FAILED, "memory");
-    for (uint64_t at = 0; at < bytes; at += 4 * KIB)
-        memory[at] = 1;
-    need_sys(munmap(memory, bytes) == 0, "memory");
+    static char buf[MIB];
+    static int fd = -1;
+    static off_t at;
+    if (fd < 0) {
+        const char *holes = in_work("holes");
+        fd = open(holes, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+        need_sys(fd >= 0 && unlink(holes) == 0 && ftruncate(fd, 8 * TIB) == 0, holes);
+    }
+    struct sysinfo info;
+    need_sys(sysinfo(&info) == 0, "memory");
+    for (uint64_t left = (uint64_t)info.freeram * info.mem_unit; left > 256 * MIB; left -= sizeof buf) {
+        need_sys(pread(fd, buf, sizeof buf, at) == sizeof buf, "filling memory");
+        at += sizeof buf;
+    }
 }
 
 int main(int argc, char **argv)

@@ -83,9 +83,9 @@ void file_forget(int fd);
 /* The same for every file of a disk. */
 void disk_read_in(avhdx_disk *disk);
 void disk_forget(avhdx_disk *disk);
-/* Has the host give the machine so much memory, in case it is a virtual one that gets it when it is first used: what is
- * measured next would pay for that, and not what comes after. */
-void memory_touch(uint64_t bytes);
+/* Fills memory that is free with pages of a file of nothing but holes, which are then taken for other files. A virtual machine
+ * may give free memory back to its host; whoever uses it next waits for it, longer than for all that is measured here. */
+void memory_fill(void);
 /* Runs a command; stops the program when it fails. */
 void command(const char *format, ...) __attribute__((format(printf, 1, 2)));
 

@@ -5,6 +5,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/uio.h>
@@ -90,7 +92,12 @@ struct subject {
     /* Make durable after so many, 0 for never; with so many fdatasyncs where the subject is a file. */
     uint64_t flush, syncs;
     uint64_t seed;
+    /* Which of the buffers. */
+    int thread;
 };
+
+#define MOST_THREADS 8
+static _Alignas(4096) char buffers[MOST_THREADS][MIB];
 
 /* One pread for each run that is contiguous in a file. */
 static bool read_places(const struct subject *s, char *buf, uint64_t offset)
@@ -110,11 +117,9 @@ static bool read_places(const struct subject *s, char *buf, uint64_t offset)
 static void run(void *arg)
 {
     const struct subject *s = arg;
-    static _Thread_local char *buf;
-    if (!buf) {
-        buf = aligned_alloc(4096, MIB);
-        memset(buf, 7, MIB);
-    }
+    char *buf = buffers[s->thread];
+    if (s->write && !buf[0])
+        memset(buf, 7, s->unit);
     struct random random = {s->seed + 11};
     uint64_t places = s->size / s->unit;
     for (uint64_t i = 0; i < s->count; i++) {
@@ -172,6 +177,7 @@ static double compare(struct row *row, struct subject *a, struct subject *b)
     sync();
     for (int round = 0; round <= rounds; round++) {
         double of_a = 0, of_b = 0;
+        memory_fill();
         read_in(a);
         read_in(b);
         for (int turn = 0; turn < TURNS; turn++) {
@@ -364,6 +370,7 @@ static void allocating(const char *parent)
         int fd = open(sparse, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
         need_sys(fd >= 0 && ftruncate(fd, SIZE) == 0, sparse);
         sync();
+        memory_fill();
         shape.seed = (uint64_t)round;
         struct subject a = of_disk(disk, shape), b = of_file(fd, shape);
         double of_a = 0, of_b = 0;
@@ -396,48 +403,82 @@ void bench_writes(void)
 
 /* ---- Threads ---- */
 
-static void *run_in_thread(void *arg)
-{
-    run(arg);
-    return NULL;
-}
+/* What a thread takes of the work at once: none waits long for the last. */
+#define PART 250
 
 struct crowd {
     struct subject subject;
     int threads;
+    atomic_int ready;
+    atomic_uint_fast64_t next;
+    double start[MOST_THREADS], end[MOST_THREADS];
 };
 
-static void run_crowd(void *arg)
+static void *share(void *arg)
 {
     struct crowd *crowd = arg;
-    pthread_t threads[8];
-    struct subject subjects[8];
-    for (int i = 0; i < crowd->threads; i++) {
-        subjects[i] = crowd->subject;
-        subjects[i].seed += (uint64_t)i * 1000;
-        need_sys(pthread_create(&threads[i], NULL, run_in_thread, &subjects[i]) == 0, "thread");
+    struct subject part = crowd->subject;
+    uint64_t parts = part.count * (uint64_t)crowd->threads / PART;
+    int number = atomic_fetch_add(&crowd->ready, 1);
+    while (atomic_load(&crowd->ready) < crowd->threads)
+        sched_yield();
+    part.thread = number;
+    part.count = PART;
+    crowd->start[number] = now();
+    for (uint64_t next; (next = atomic_fetch_add(&crowd->next, 1)) < parts;) {
+        part.seed = crowd->subject.seed * parts + next;
+        run(&part);
     }
-    for (int i = 0; i < crowd->threads; i++)
-        pthread_join(threads[i], NULL);
+    crowd->end[number] = now();
+    return NULL;
 }
 
-/* Times of one thread and of many that each do as much, in turns. */
-static double crowded(struct row *row, const struct subject *shape, int threads)
+/* Seconds from when all threads are there until `subject` is done as many times as there are threads. */
+static double crowd_time(const struct subject *subject, int threads)
 {
-    struct crowd one = {*shape, 1}, many = {*shape, threads};
-    one.subject.count /= TURNS;
-    many.subject.count /= TURNS;
-    for (int round = 0; round <= rounds; round++) {
-        double alone = 0, together = 0;
-        for (int turn = 0; turn < TURNS; turn++) {
-            one.subject.seed = many.subject.seed = (uint64_t)(round * TURNS + turn);
-            alone += timed(run_crowd, &one);
-            together += timed(run_crowd, &many);
-        }
-        if (round)
-            row_add(row, alone * threads / together);
+    struct crowd crowd = {.subject = *subject, .threads = threads};
+    pthread_t ids[MOST_THREADS];
+    for (int i = 0; i < threads; i++)
+        need_sys(pthread_create(&ids[i], NULL, share, &crowd) == 0, "thread");
+    for (int i = 0; i < threads; i++)
+        pthread_join(ids[i], NULL);
+    double start = crowd.start[0], end = crowd.end[0];
+    for (int i = 1; i < threads; i++) {
+        start = crowd.start[i] < start ? crowd.start[i] : start;
+        end = crowd.end[i] > end ? crowd.end[i] : end;
     }
-    return row_end(row);
+    return end - start;
+}
+
+/* What `threads` do in units of what one does, on the plain file and on the disk, in turns. */
+static void crowded(const struct subject *file, const struct subject *disk, const char *what, int threads)
+{
+    char names[2][96];
+    struct row rows[2];
+    double median = 0;
+    /* What two cores do for two threads is the machine's. */
+    bool bound = !file->write && threads == 2;
+    snprintf(names[0], sizeof names[0], "%srandom %s 4 KiB, %d threads on one plain file%s", bound ? "(limit: " : "", what,
+             threads, bound ? ")" : "");
+    snprintf(names[1], sizeof names[1], "random %s 4 KiB, %d threads on one disk", what, threads);
+    rows[0] = row_begin(names[0], INFORMATION, 0, "x one");
+    rows[1] = row_begin(names[1], bound ? AT_LEAST : INFORMATION, 1.8, "x one");
+    for (int round = 0; round <= rounds; round++) {
+        double alone[2] = {0}, together[2] = {0};
+        for (int turn = 0; turn < 2 * TURNS; turn++) {
+            struct subject part = turn % 2 ? *disk : *file;
+            part.count /= TURNS;
+            part.seed = (uint64_t)(round * TURNS + turn / 2);
+            alone[turn % 2] += crowd_time(&part, 1);
+            together[turn % 2] += crowd_time(&part, threads);
+        }
+        for (int i = 0; round && i < 2; i++)
+            row_add(&rows[i], alone[i] * threads / together[i]);
+    }
+    for (int i = 0; i < 2; i++) {
+        rows[i].limit = bound ? median : 0;
+        median = row_end(&rows[i]);
+    }
 }
 
 void bench_threads(void)
@@ -446,23 +487,10 @@ void bench_threads(void)
         struct beside both = flat_read_in();
         struct subject shape = RANDOM;
         shape.write = write;
-        shape.count = write ? 48000 : 400000;
-        const char *what = write ? "write" : "read";
-        char name[96];
-        /* What two cores do for two threads is the machine's. */
-        snprintf(name, sizeof name, "%srandom %s 4 KiB, 2 threads on one plain file%s", write ? "" : "(limit: ", what,
-                 write ? "" : ")");
-        struct row row = row_begin(name, INFORMATION, 0, "x one");
-        struct subject subject = of_file(both.fd, shape);
-        double plain = crowded(&row, &subject, 2);
-        for (int threads = 2; threads <= 8; threads *= 2) {
-            bool bound = !write && threads == 2;
-            snprintf(name, sizeof name, "random %s 4 KiB, %d threads on one disk", what, threads);
-            row = row_begin(name, bound ? AT_LEAST : INFORMATION, 1.8, "x one");
-            row.limit = bound ? plain : 0;
-            subject = of_disk(both.disk, shape);
-            crowded(&row, &subject, threads);
-        }
+        shape.count = write ? 16000 : 200000;
+        struct subject file = of_file(both.fd, shape), disk = of_disk(both.disk, shape);
+        for (int threads = 2; threads <= MOST_THREADS; threads *= 2)
+            crowded(&file, &disk, write ? "write" : "read", threads);
         beside_close(&both);
     }
 }

@@ -120,7 +120,7 @@ static double merged(const char *dir, const char *options)
 {
     char child[512];
     snprintf(child, sizeof child, "%s/child.avhdx", dir);
-    memory_touch(CHILD * 3 / 2);
+    memory_fill();
     double start = now();
     merge(child, 1, options);
     return now() - start;
@@ -128,7 +128,7 @@ static double merged(const char *dir, const char *options)
 
 static double copied(const char *dir)
 {
-    memory_touch(CHILD * 3 / 2);
+    memory_fill();
     double start = now();
     command("cp --reflink=never '%s/child.avhdx' '%s/copy' && sync '%s/copy'", dir, dir, dir);
     double time = now() - start;
@@ -142,19 +142,15 @@ void bench_merge(void)
     struct row two = row_begin("the same, threads=2", INFORMATION, 0, "x cp");
     int few = rounds < 7 ? rounds : 7;
     for (int round = 0; round <= few; round++) {
-        double cp, ours;
-        pair(work);
-        if (round % 2) {
-            cp = copied(work);
-            sync();
-            ours = merged(work, "mode=copy");
-        } else {
-            ours = merged(work, "mode=copy,unlink=off");
-            sync();
-            cp = copied(work);
+        double cp = 0, ours = 0, theirs = 0;
+        for (int i = 0; i < 3; i++) {
+            pair(work);
+            switch ((round + i) % 3) {
+            case 0: cp = copied(work); break;
+            case 1: ours = merged(work, "mode=copy"); break;
+            default: theirs = merged(work, "mode=copy,threads=2");
+            }
         }
-        pair(work);
-        double theirs = merged(work, "mode=copy,threads=2");
         if (round) {
             row_add(&row, ours / cp);
             row_add(&two, theirs / cp);
@@ -223,7 +219,7 @@ static double converted(const char *leaf, const char *to, const char *options)
     avhdx_disk *disk = disk_open(leaf, "read-only=on");
     avhdx_opts *opts = avhdx_opts_new();
     need(avhdx_opts_parse(opts, options), options);
-    memory_touch(CHILD * 3 / 2);
+    memory_fill();
     double start = now();
     need(avhdx_convert(disk, to, opts, NULL), to);
     double time = now() - start;
