@@ -295,5 +295,8 @@ impl Image {
 
 /// Whether all bytes are zero.
 pub(crate) fn is_zero(bytes: &[u8]) -> bool {
-    bytes.iter().all(|&byte| byte == 0)
+    // In chunks, which the compiler turns into wide instructions.
+    bytes
+        .chunks(64)
+        .all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
 }

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use super::source::{Content, Place, Run};
 use super::target::{Target, Vhdx};
 use crate::error::{Error, ErrorKind, PathContext, Result};
+use crate::image::compact::is_zero;
 use crate::image::payload::Payload;
 use crate::ops::pace::Pace;
 use crate::ops::pipeline::{self, Ends};
@@ -252,13 +253,6 @@ fn add(parts: &mut Vec<Range<usize>>, range: Range<usize>) {
         Some(last) => last.end = range.end,
         None => parts.push(range),
     }
-}
-
-fn is_zero(bytes: &[u8]) -> bool {
-    // In chunks, which the compiler turns into wide instructions.
-    bytes
-        .chunks(64)
-        .all(|chunk| chunk.iter().fold(0, |all, byte| all | byte) == 0)
 }
 
 /// Copies what differs from `parent`, in sectors, to its child `target`.
